@@ -1,0 +1,5 @@
+"""`python -m kdtool` is the `kdtool` command."""
+
+from kdtool.cli.main import main
+
+main()
