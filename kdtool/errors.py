@@ -51,7 +51,7 @@ class NonFiniteError(KdtoolError):
     exit_code = 6
 
 
-class Stopped(KdtoolError):
+class Stopped(KdtoolError):  # noqa: N818 - it is an outcome, not an error
     """A stage that was asked to stop and reached a safe point; 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self, message: str, exit_code: int = 130) -> None:

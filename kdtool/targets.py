@@ -60,7 +60,8 @@ class Encoder(Protocol):
     A frozen dataclass: its class name and its fields go into the cache's manifest as the record of what was stored.
     """
 
-    def __call__(self, taps: Taps, fitted: Fitted) -> dict[str, torch.Tensor]: ...
+    def __call__(self, taps: Taps, fitted: Fitted) -> dict[str, torch.Tensor]:
+        """(B, ...) taps -> (B, ...) arrays by name."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,17 @@ class Fit(Protocol):
     so that a fit can be resumed at any batch bit for bit.
     """
 
-    key: str
-    version: int
-    reads: tuple[Target, ...]
+    @property
+    def key(self) -> str:
+        """Carries every parameter of the fit."""
+
+    @property
+    def version(self) -> int:
+        """Of the definition; another one under the same key is refused."""
+
+    @property
+    def reads(self) -> tuple[Target, ...]:
+        """What each `FitBatch` holds."""
 
     def passes(self, fit_views: int) -> Sequence[int]:
         """The view of every pass, in order: 0..fit_views-1 or CLEAN, as often as wanted."""
@@ -124,13 +133,14 @@ class Fit(Protocol):
 class Batch:
     """The samples of one training step.
 
-    indices (B,): positions in the train part; labels (B,); epoch counts from 0, within the stage; step counts from 0
-    over the stage. generator: on the device, part of the checkpoint, for draws such as CRD's negatives.
+    indices (B,): positions in the train part; labels (B,); epoch and step count from 0 within the stage, which is
+    named by `stage`. generator: on the device, part of the checkpoint, for draws such as CRD's negatives.
     """
 
     indices: torch.Tensor
     labels: torch.Tensor
     view: int
+    stage: str
     epoch: int
     step: int
     generator: torch.Generator
@@ -148,9 +158,6 @@ class TargetSource(Protocol):
     def read(self, batch: Batch) -> Cached:
         """The targets of a batch."""
 
-    def fitted(self, key: str) -> Fitted:
-        """The result of a fit."""
-
 
 @dataclass(frozen=True)
 class Weight:
@@ -165,17 +172,17 @@ class Stage:
     """One stage of a method's training.
 
     epochs: None takes the recipe's. recipe: changes to the run's recipe, as field -> value (optimiser, learning rate,
-    schedule). trains: prefixes of the student's parameter names that train, None for all. weights: term -> weight;
-    a term that is not named has weight 1. task: weight of the cross-entropy that the engine adds. select: which
-    weights leave the stage, "last" or those with the lowest "validation_loss". discard: the adapters start the next
-    stage afresh.
+    schedule). trains: prefixes of the student's parameter names that train, None for all. weights: term -> weight; a
+    term that is not named is not used; None gives every term weight 1. task: weight of the cross-entropy that the
+    engine adds. select: which weights leave the stage, "last" or those with the lowest "validation_loss". discard: the
+    adapters start the next stage afresh.
     """
 
     name: str = "distill"
     epochs: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     trains: tuple[str, ...] | None = None
-    weights: Mapping[str, Weight] = field(default_factory=dict)
+    weights: Mapping[str, Weight] | None = None
     task: float = 1.0
     select: str = "last"
     discard: bool = False

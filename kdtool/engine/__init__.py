@@ -1,1 +1,1 @@
-""""""
+"""The stages that run networks: teach, extract, distill, evaluate."""

@@ -1,0 +1,72 @@
+"""Making a cache ready for a writer: room on the disk, the right identity, and no leftovers of a killed one.
+
+Left out: the lock and the additions (kdtool.cache.writer).
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kdtool import files
+from kdtool.cache import journal, tree
+from kdtool.cache.chunks import repair, write_files
+from kdtool.cache.identity import refuse
+from kdtool.cache.layout import Layout
+from kdtool.cache.lines import read_lines, seal
+from kdtool.cache.manifest import Manifest
+from kdtool.errors import DamageError, ResourceError
+
+
+def require_space(path: Path | str, bytes_needed: int) -> None:
+    """Refuses with a ResourceError where the disk of `path` has fewer than `bytes_needed` bytes free."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < bytes_needed:
+        raise ResourceError(
+            f"{path} needs {bytes_needed:,} bytes, its disk has {free:,} free; free some space, or name a folder on "
+            "another disk with --cache (`kdtool plan` shows what each key and view takes)"
+        )
+
+
+def usable(root: Path) -> bool:
+    """Whether a folder is a cache, or holds nothing but what a writer leaves that was killed while it made one."""
+    begun = {journal.LOCK, journal.MANIFEST + files.PARTIAL}
+    return root.is_dir() and (journal.holds_cache(root) or {entry.name for entry in root.iterdir()} <= begun)
+
+
+def open_manifest(root: Path, identity: dict[str, Any], layout: Layout) -> Manifest:
+    """The manifest of the cache at `root`, made where there is none; IdentityError where it is of something else."""
+    if not journal.holds_cache(root):
+        manifest = Manifest(identity, layout)
+        journal.create(root, manifest)
+        return manifest
+    manifest = journal.load(root)
+    found = {"identity": manifest.identity, "layout": manifest.layout.to_json()}
+    wanted = {"identity": identity, "layout": layout.to_json()}
+    hint = "use what the cache was made with, or name another folder with --cache"
+    refuse(f"{root} is a cache of something else", found, wanted, hint)
+    return manifest
+
+
+def tidy(root: Path, manifest: Manifest) -> None:
+    """Removes what a killed writer left unfinished, and finishes what it recorded."""
+    names = tree.walk(root)
+    links = [name for name in names if (root / name).is_symlink()]
+    if links:
+        raise DamageError(f"{root / links[0]} is a link: a cache holds none; {repair(root)}")
+    files.sweep(root)
+    for name in tree.strays(manifest, names):
+        if tree.CHUNK.fullmatch(name):
+            (root / name).unlink()
+    write_files(root, tree.stale_metadata(root, manifest))
+    journal.fold(root, manifest)
+    mend_provenance(root)
+
+
+def mend_provenance(root: Path) -> None:
+    """Removes a torn last line, which the next one would follow."""
+    records, torn = read_lines(root / journal.PROVENANCE, repair(root))
+    if torn:
+        files.write(root / journal.PROVENANCE, "".join(f"{seal(record)}\n" for record in records).encode())

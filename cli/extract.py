@@ -1,0 +1,166 @@
+"""`kdtool extract`: run the teacher once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdtool.cli import options as o
+from kdtool.cli.console import Shown, in_units, print_json, print_line
+from kdtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdtool.engine.prepare import ExtractConfig
+
+KEYS = (
+    "for",
+    "student",
+    "views",
+    "batch",
+    "block",
+    "fit_views",
+    "clean",
+    "dtype",
+    "validation",
+    "few_shot",
+    "seed",
+    "precision",
+    "device",
+    "data_folder",
+    "allow_mixed",
+)
+
+For = Annotated[list[str] | None, typer.Option("--for", help="Store what this method needs; repeat for several.")]
+Students = Annotated[list[str] | None, typer.Option("--student", help="Student that the methods are for; repeat.")]
+Views = Annotated[str | None, typer.Option("--views", help="Augmented views of every image, or all.  [default: 8]")]
+Grid = Annotated[int | None, typer.Option("--batch", help="Batch of the teacher, fixed at creation.  [default: 256]")]
+Block = Annotated[int | None, typer.Option("--block", help="Samples in a commit, fixed at creation.")]
+FitViews = Annotated[int | None, typer.Option("--fit-views", help="Views that fits pass over.  [default: 4]")]
+Clean = Annotated[list[str] | None, typer.Option("--clean", help="Store this key for clean images too; repeat.")]
+Dtype = Annotated[list[str] | None, typer.Option("--dtype", help="[KEY=]float16 or float32.")]
+Validation = Annotated[int | None, typer.Option("--validation", help="Narrow the split: images held out.")]
+FewShot = Annotated[int | None, typer.Option("--few-shot", help="Narrow the split: images of each class.")]
+AllowMixed = Annotated[bool, typer.Option("--allow-mixed", help="Write although device or torch differ.")]
+
+
+def extract(
+    methods: For = None,
+    students: Students = None,
+    settings: o.Settings = None,
+    views: Views = None,
+    batch: Grid = None,
+    block: Block = None,
+    fit_views: FitViews = None,
+    clean: Clean = None,
+    dtype: Dtype = None,
+    validation: Validation = None,
+    few_shot: FewShot = None,
+    seed: o.Seed = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="[default: float32]")] = None,
+    device: o.Device = None,
+    data_folder: o.DataFolder = None,
+    allow_mixed: AllowMixed = False,
+    cache: o.CachePath = None,
+    folder: o.Folder = Path(),
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run the teacher once over every view and store its targets in the cache.
+
+    Example: kdtool extract --for kda --student resnet18 --views 20
+    """
+    workspace = o.open_workspace(folder, cache)
+    asked = configure(
+        o.Values("extract", config, KEYS),
+        methods=methods,
+        students=students,
+        settings=settings,
+        default_student=str(workspace.settings.get("student", "resnet18")),
+        views=views,
+        clean=clean,
+        dtype=dtype,
+        batch=batch,
+        block=block,
+        fit_views=fit_views,
+        validation=validation,
+        few_shot=few_shot,
+        seed=seed,
+        precision=precision,
+        device=device,
+        data_folder=data_folder,
+        allow_mixed=allow_mixed or None,
+    )
+    from kdtool.cache import info
+    from kdtool.engine.extract import extract as run
+    from kdtool.engine.prepare import prepare
+    from kdtool.progress import stoppable
+
+    with Shown(quiet) as shown, stoppable() as stop:
+        run(workspace.cache, prepare(workspace, asked), shown, stop)
+    found = info(workspace.cache)
+    if json:
+        print_json(found)
+    else:
+        views_held = {key: about["parts"]["train"]["views"] for key, about in found["keys"].items()}
+        print_line(
+            f"{workspace.cache}: {', '.join(f'{key} ({n} views)' for key, n in views_held.items())}; "
+            f"{in_units(found['bytes'])}"
+        )
+        print_line("next: kdtool distill --method kda --layer before_fc")
+
+
+def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractConfig":
+    """What was asked for, from flags and file."""
+    from kdtool.engine.prepare import ExtractConfig
+
+    names = values.get("for", flags["methods"], [], list)
+    built = o.build_methods(names, [], o.split_settings(flags["settings"] or []))
+    students = values.get("student", flags["students"], [], list) or ([default_student] if built else [])
+    views = values.get("views", flags["views"], 0, (int, str))
+    dtypes = dict(_dtype(item) for item in values.get("dtype", flags["dtype"], [], list))
+    plain = {
+        "batch": int,
+        "block": int,
+        "fit_views": int,
+        "validation": int,
+        "few_shot": int,
+        "data_folder": str,
+    }
+    return ExtractConfig(
+        methods=built,
+        students=tuple(students),
+        views=_views(views),
+        clean=tuple(values.get("clean", flags["clean"], [], list)),
+        dtypes=dtypes,
+        seed=values.get("seed", flags["seed"], 0, int),
+        precision=_precision(values.get("precision", flags["precision"], "float32", str)),
+        device=values.get("device", flags["device"], "auto", str),
+        allow_mixed=values.get("allow_mixed", flags["allow_mixed"], False, bool),
+        **{name: values.get(name, flags[name], None, kind) for name, kind in plain.items()},
+    )
+
+
+def _views(text: int | str) -> int:
+    if text == "all":
+        return -1
+    try:
+        views = int(text)
+    except ValueError:
+        views = -1
+    if views < 0:
+        raise UsageError(f"--views is a number or all, not {text!r}")
+    return views
+
+
+def _dtype(text: str) -> tuple[str, str]:
+    key, mark, dtype = text.rpartition("=")
+    return (key if mark else "", dtype)
+
+
+def _precision(name: str) -> str:
+    if name not in ("float32", "bfloat16"):
+        raise UsageError(
+            f"--precision of extract is float32 or bfloat16, not {name!r}: it is part of the cache's identity"
+        )
+    return name

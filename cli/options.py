@@ -1,0 +1,131 @@
+"""Options that several commands share, and how they meet a configuration file: flags win, unknown keys are refused."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdtool.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from kdtool.engine.optim import Recipe
+    from kdtool.engine.workspace import Workspace
+    from kdtool.methods.protocol import Method
+
+Folder = Annotated[Path, typer.Option("--folder", help="Working folder: teacher, cache, runs and kdtool.toml.")]
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with values for these options; flags win.")]
+DataFolder = Annotated[Path | None, typer.Option("--data-folder", help="Folder with the data set's published files.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.  [default: auto]")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="auto, float32 or bfloat16 (autocast).  [default: auto]")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.  [default: 0]")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="kda, crd, icd or srm: optimiser, schedule, batch.  [default: kda]")
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs; the schedule keeps its shape.")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Samples in a step.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Highest learning rate.")]
+WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay, on all parameters.")]
+Optimizer = Annotated[str | None, typer.Option("--optimizer", help="sgd or adam.")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="cosine, step or constant.")]
+Methods = Annotated[list[str] | None, typer.Option("--method", "-m", help="Method, see `kdtool methods`.")]
+Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layer of the method; repeat for several.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a method, [METHOD.]NAME=VALUE.")]
+CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache.  [default: cache.zarr]")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+class Values:
+    """The values of a command: a flag where it was given, else the configuration file's, else a default."""
+
+    def __init__(self, command: str, path: Path | None, known: tuple[str, ...]) -> None:
+        from kdtool.engine.runs import read_toml
+
+        self.path = path
+        self.table: dict[str, Any] = read_toml(path) if path else {}
+        of = self.table.pop("command", command)
+        if of != command:
+            raise UsageError(f"{path} is a configuration of `kdtool {of}`, not of `kdtool {command}`")
+        for key in self.table:
+            if key not in known:
+                raise unknown(f"key in {path}", key, known)
+
+    def get(self, name: str, flag: Any, default: Any, kind: type | tuple[type, ...]) -> Any:
+        """The value of an option."""
+        if flag is not None:
+            return str(flag) if isinstance(flag, Path) else flag
+        value = self.table.get(name, default)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+            raise UsageError(f"{self.path}: {name} is {value!r}; {wanted} is expected")
+        return value
+
+    def recipe(self, name: str | None, **flags: Any) -> "Recipe":
+        """The recipe: by name, changed by the file's [recipe] table and then by flags."""
+        from kdtool.engine import optim
+
+        base = optim.recipe(self.get("recipe_name", name, "kda", str))
+        table = dict(self.get("recipe", None, {}, dict)) if name is None else {}
+        kinds = {field.name: type(getattr(base, field.name)) for field in fields(base)}
+        for key, value in table.items():
+            if key not in kinds:
+                raise unknown(f"key in [recipe] of {self.path}", key, kinds)
+            table[key] = _converted(f"{self.path}: recipe.{key}", value, kinds[key])
+        return replace(base, **{**table, **{key: value for key, value in flags.items() if value is not None}})
+
+
+def _converted(name: str, value: Any, kind: type) -> Any:
+    if kind is tuple and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return tuple(float(v) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise UsageError(f"{name} is {value!r}; {kind.__name__} is expected")
+    return value
+
+
+def open_workspace(folder: Path, cache: Path | None = None) -> "Workspace":
+    """The workspace of a folder, with another cache where one is named."""
+    from kdtool.engine.workspace import Workspace
+
+    workspace = Workspace.open(folder)
+    if cache is None:
+        return workspace
+    return replace(workspace, settings={**workspace.settings, "cache": str(cache.absolute())})
+
+
+def build_methods(names: list[str], layers: list[str], settings: dict[str, str]) -> "tuple[Method, ...]":
+    """Methods by name, with their layers and options; every option must belong to one of them."""
+    from kdtool.methods import method
+
+    given: dict[str, dict[str, str]] = {name: {} for name in names}
+    for key, value in settings.items():
+        owner, _, option = key.rpartition(".")
+        if not owner and len(names) != 1:
+            raise UsageError(f"--set {key}: say of which method, METHOD.{key}={value}; named are {', '.join(names)}")
+        owner = owner or names[0]
+        if owner not in given:
+            raise unknown("method in --set", owner, names)
+        given[owner][option] = value
+    built = tuple(method(name).with_options(given[name]) for name in names)
+    if layers and built:
+        if "layers" not in built[0].options():
+            raise UsageError(f"method {built[0].name} has no layers to choose, so --layer does not apply to it")
+        return (replace(built[0], layers=tuple(layers)), *built[1:])  # type: ignore[call-arg]
+    if layers:
+        raise UsageError("--layer needs a --method")
+    return built
+
+
+def split_settings(settings: list[str]) -> dict[str, str]:
+    """`--set NAME=VALUE` as a dictionary."""
+    found = {}
+    for item in settings:
+        name, mark, value = item.partition("=")
+        if not mark or not name:
+            raise UsageError(f"--set {item!r}: NAME=VALUE is expected, as in --set temperature=2")
+        found[name] = value
+    return found

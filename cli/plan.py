@@ -1,0 +1,77 @@
+"""`kdtool plan`: what an extract would take."""
+
+from pathlib import Path
+
+from kdtool.cli import extract as e
+from kdtool.cli import options as o
+from kdtool.cli.console import in_units, print_json, print_line, print_table
+
+
+def plan(
+    methods: e.For = None,
+    students: e.Students = None,
+    settings: o.Settings = None,
+    views: e.Views = None,
+    batch: e.Grid = None,
+    clean: e.Clean = None,
+    dtype: e.Dtype = None,
+    validation: e.Validation = None,
+    few_shot: e.FewShot = None,
+    device: o.Device = None,
+    data_folder: o.DataFolder = None,
+    cache: o.CachePath = None,
+    folder: o.Folder = Path(),
+    json: o.Json = False,
+) -> None:
+    """Show bytes, time and break-even of an extract; writes nothing.
+
+    Example: kdtool plan --for kda --views all
+    """
+    workspace = o.open_workspace(folder, cache)
+    asked = e.configure(
+        o.Values("extract", None, ()),
+        default_student=str(workspace.settings.get("student", "resnet18")),
+        methods=methods,
+        students=students,
+        settings=settings,
+        views=views,
+        clean=clean,
+        dtype=dtype,
+        batch=batch,
+        block=None,
+        fit_views=None,
+        validation=validation,
+        few_shot=few_shot,
+        seed=None,
+        precision=None,
+        device=device,
+        data_folder=data_folder,
+        allow_mixed=None,
+    )
+    from kdtool.engine.prepare import prepare
+    from kdtool.workflows.plan import plan as compute
+
+    found = compute(workspace, prepare(workspace, asked))
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (
+            r["key"],
+            r["part"],
+            r["dtype"],
+            f"{r['bytes_per_view']:,}",
+            f"{r['views_held']}/{r['views']}",
+            in_units(r["bytes"]),
+        )
+        for r in found["keys"]
+    ]
+    print_table("", ("key", "part", "dtype", "bytes/view", "views held", "size"), rows)
+    print_line(
+        f"in all {in_units(found['bytes'])}, {in_units(found['bytes_to_write'])} still to write in about "
+        f"{found['extract_seconds']:.0f} s on this machine"
+    )
+    print_line(
+        f"a live teacher costs about {found['live_teacher_seconds_per_epoch']:.1f} s an epoch: the cache has paid for "
+        f"itself after {found['break_even_epochs']:g} epochs, of all students together"
+    )

@@ -1,0 +1,46 @@
+"""`kdtool quickstart`: everything once, on handwritten digits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdtool.cli import options as o
+from kdtool.cli.console import Shown, print_line, print_table
+
+
+def quickstart(
+    folder: Annotated[Path, typer.Option("--folder", help="Where to work.")] = Path("quickstart"),
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of every training, for a faster look.")] = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Teach, extract, distil five students, analyze and report, on real images without a download.
+
+    Example: kdtool quickstart
+    """
+    from dataclasses import replace
+
+    from kdtool import files
+    from kdtool.progress import stoppable
+    from kdtool.workflows.quickstart import Quickstart
+    from kdtool.workflows.quickstart import quickstart as run
+
+    sizes = Quickstart() if epochs is None else replace(Quickstart(), epochs=epochs, teacher_epochs=epochs)
+    with Shown(quiet) as shown, stoppable() as stop:
+        report = run(folder, sizes, shown, stop)
+    rows = []
+    for path in sorted((folder / "runs").glob("*/result.json"), key=lambda p: p.stat().st_mtime):
+        result = files.read_json(path, "remove the folder and run again")
+        gaps = path.with_name("gram-gap.json")
+        losses = (
+            {g["layer"]: g["loss"] for g in files.read_json(gaps, f"remove {gaps}")["gaps"]} if gaps.exists() else {}
+        )
+        rows.append(
+            (
+                result["name"],
+                f"{result['test_accuracy']['last']:.2f}",
+                *(f"{losses[layer]:.4f}" if layer in losses else "" for layer in ("before_fc", "after_fc")),
+            )
+        )
+    print_table("", ("run", "test accuracy %", "gram gap before_fc", "gram gap after_fc"), rows)
+    print_line(f"report: {report}")

@@ -1,0 +1,23 @@
+"""`kdtool report`: one HTML file for some runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdtool.cli import options as o
+from kdtool.cli.console import print_line
+
+
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them.  [default: runs]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file.  [default: report.html]")] = None,
+    folder: o.Folder = Path(),
+) -> None:
+    """Write a self-contained HTML report: results, learning curves, kernel transfer loss, cost.
+
+    Example: kdtool report
+    """
+    from kdtool.workflows.report import write_report
+
+    print_line(f"wrote {write_report(runs or [folder / 'runs'], out or folder / 'report.html')}")

@@ -1,0 +1,52 @@
+"""Where networks run, and in which precision."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from kdtool.errors import ResourceError, unknown
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes the first CUDA device where there is one; a device that is not there is refused."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown("device", name, ("auto", "cpu", "cuda")) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(f"no CUDA device was found for --device {name}; take --device cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` takes bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    if name != "auto":
+        return name
+    return "bfloat16" if _native_bfloat16(device) else "float32"
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    # The queries are private in torch 2.10 to 2.15; where they are missing, float32 is the safe answer.
+    queries = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, query, bool)() for query in queries)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which networks run forward."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device, so that clocks mean something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

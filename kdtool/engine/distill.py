@@ -1,0 +1,280 @@
+"""Trains a student from the cache alone: the teacher's network is never built and its weights are never read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdtool import files
+from kdtool.cache import Cache, open_cache
+from kdtool.data.augment import Augmentation
+from kdtool.data.dataset import Dataset
+from kdtool.engine import checkpoint
+from kdtool.engine.device import choose_device, choose_precision
+from kdtool.engine.optim import Recipe
+from kdtool.engine.runs import RunFolder, environment
+from kdtool.engine.sources import CachedTeacher
+from kdtool.engine.teach import plain_config, summary
+from kdtool.engine.train import Bound, Job, check_schedule, seeded, train
+from kdtool.engine.workspace import Workspace, labelled, load_data
+from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.methods.protocol import FittedResults, Method
+from kdtool.methods.vectors import VALUES
+from kdtool.models import create, parameters, tap_shapes
+from kdtool.progress import Progress, StopRequest
+from kdtool.targets import Facts, Shapes, Stage, Target, by_key
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What `kdtool distill` was asked for.
+
+    methods: the run's method first, then what `--with` adds; empty trains on labels alone. layers and options are the
+    record of what was set. views: 0 takes those that the cache holds. shuffle_block: samples that are shuffled among
+    themselves, 0 for a whole view.
+    """
+
+    student: str
+    methods: tuple[Method, ...]
+    recipe: Recipe
+    name: str = ""
+    views: int = 0
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    shuffle_block: int = 0
+    data_folder: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the run's folder: student, methods, layers and seed."""
+        if self.name:
+            return self.name
+        parts = [self.student]
+        for method in self.methods or ():
+            layers = getattr(method, "layers", ())
+            parts.append("-".join([method.name, *layers]))
+        return "-".join([*parts, *(() if self.methods else ("none",)), f"seed{self.seed}"])
+
+    def plain(self) -> dict[str, Any]:
+        """As the plain values of config.toml."""
+        values = {key: value for key, value in plain_config("distill", self).items() if key not in ("methods", "name")}
+        recipe = values.pop("recipe")
+        names = [method.name for method in self.methods]
+        options = {
+            f"{method.name}.{key}": list(value) if isinstance(value, tuple) else value
+            for method in self.methods
+            for key, value in vars(method).items()
+            if value is not None
+        }
+        return {**values, "method": names[0] if names else "none", "with": names[1:], "recipe": recipe, "set": options}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What methods ask of a cache for one student."""
+
+    targets: tuple[Target, ...]
+    fits: tuple[str, ...]
+    validated: tuple[str, ...] = ()
+    taps: tuple[tuple[str, ...], ...] = field(default=())
+
+
+def needs_of(methods: Sequence[Method], student: Shapes, teacher: Shapes, facts: Facts) -> Needs:
+    """Targets, fits and student taps of methods, equal keys once."""
+    targets = by_key([target for method in methods for target in method.targets(student, teacher)])
+    fits = [fit.key for method in methods for fit in method.fits(student, teacher)]
+    fits += [target.fit.key for target in targets.values() if target.fit is not None]
+    selecting = methods and any(stage.select == "validation_loss" for stage in methods[0].stages(facts))
+    return Needs(
+        tuple(targets.values()),
+        tuple(dict.fromkeys(fits)),
+        tuple(targets) if selecting else (),
+        tuple(method.student_taps(student, teacher) for method in methods),
+    )
+
+
+def check_cache(cache: Cache, needs: Needs, views: int, command: str) -> None:
+    """Refuses a cache in which something that is needed is not there, with the command that adds it."""
+    lacking = [target.key for target in needs.targets if target.key not in cache.contents]
+    lacking += [fit for fit in needs.fits if fit not in cache.fits]
+    if lacking:
+        raise DamageError(f"the cache {cache.path} holds no {' and no '.join(lacking)}; add it with `{command}`")
+    for target in needs.targets:
+        held = cache.views(target.key)
+        if held < max(views, 1):
+            raise DamageError(
+                f"the cache {cache.path} holds {held} complete views of {target.key}, and {max(views, 1)} are needed; "
+                f"add them with `{command} --views {max(views, 1)}`"
+            )
+        stored = cache.contents[target.key]
+        if stored.version != target.version:
+            raise IdentityError(
+                f"{target.key} in {cache.path} has definition {stored.version}, this kdtool uses {target.version}; "
+                "extract into another --cache"
+            )
+
+
+def extract_command(methods: Sequence[Method], student: str) -> str:
+    """The extract command that stores what methods need."""
+    return " ".join(["kdtool extract", *(f"--for {method.name}" for method in methods), f"--student {student}"])
+
+
+def distill(
+    workspace: Workspace,
+    config: DistillConfig,
+    progress: Progress,
+    stop: StopRequest,
+    checkpoint_seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Trains and writes a run folder; gives the result."""
+    cache = open_cache(workspace.cache)
+    check_teacher(workspace, cache)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    facts = facts_of(cache, config)
+    with seeded(config.seed):
+        student = create(config.student, cache.layout.classes)
+    shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
+    needs = needs_of(config.methods, shapes, cache.layout.tap_shapes, facts)
+    check_cache(cache, needs, config.views, extract_command(config.methods, config.student))
+    views = config.views or held_views(cache, needs)
+    stages = config.methods[0].stages(facts) if config.methods else (Stage("train"),)
+    bound = tuple(
+        bind(method, taps, shapes, cache, facts, added=number > 0)
+        for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
+    )
+    check_schedule(stages, bound, config.recipe)
+    folder = RunFolder(workspace.runs / config.title, {**config.plain(), "views": views})
+    with files.lock(folder.path / "lock", "training in"):
+        known = folder.result
+        if known is not None:
+            progress.note(f"{folder.path} holds this run already; nothing to do")
+            return known
+        files.write_json(folder.path / "environment.json", environment(device, precision))
+        data = data_of(workspace, cache, config.data_folder)
+        job = make_job(cache, data, student.to(device), stages, bound, needs, config, views, device, precision)
+        running = train(job, folder, progress, stop, checkpoint_seconds)
+        digest = checkpoint.save_weights(folder.path / "student.safetensors", job.student)
+        result = {
+            **summary("distill", config.title, config.student, config.recipe, config.seed, running),
+            "method": [method.name for method in config.methods],
+            "options": config.plain()["set"],
+            "views": views,
+            "parameters": parameters(job.student),
+            "teacher": teacher_of(cache),
+            "cache": {"identity": cache.identity_digest, "bytes": views * row_bytes(cache, needs) * facts.samples},
+            "weights_sha256": digest,
+        }
+        if running.best:
+            job.student.load_state_dict(running.best)
+            checkpoint.save_weights(folder.path / "student-best.safetensors", job.student)
+        folder.finish(result, running.rows)
+        checkpoint.clear_state(folder.path)
+        return result
+
+
+def row_bytes(cache: Cache, needs: Needs) -> int:
+    """Bytes that the needed arrays take for one sample in one view."""
+    return sum(spec.row_bytes for target in needs.targets for spec in cache.contents[target.key].arrays.values())
+
+
+def teacher_of(cache: Cache) -> dict[str, Any]:
+    """What the cache says of its teacher; the accuracy in percent, from the logits of the test part."""
+    teacher, labels = cache.identity["teacher"], cache.labels("test")
+    right = cache.array("test", "logits", VALUES).read(0).argmax(1) == labels
+    return {**{key: teacher[key] for key in ("network", "sha256")}, "test_accuracy": 100.0 * float(right.mean())}
+
+
+def check_teacher(workspace: Workspace, cache: Cache) -> None:
+    """Refuses a cache of another teacher or split than the one that kdtool.toml names."""
+    for setting, found, what in (
+        ("teacher_sha256", cache.identity["teacher"]["sha256"], "teacher"),
+        ("split_digest", cache.identity["teacher"]["split_digest"], "teacher's split"),
+    ):
+        wanted = workspace.settings.get(setting)
+        if wanted is not None and wanted != found:
+            raise IdentityError(
+                f"{cache.path} is the cache of another {what}: {found[:12]} there, {str(wanted)[:12]} in "
+                f"{workspace.folder / 'kdtool.toml'}; run `kdtool extract --cache OTHER` for this teacher"
+            )
+
+
+def facts_of(cache: Cache, config: DistillConfig) -> Facts:
+    """What methods may know of the run."""
+    labels = cache.labels("train")
+    return Facts(len(labels), cache.layout.classes, labels, config.recipe.batch, config.recipe.epochs, config.seed)
+
+
+def held_views(cache: Cache, needs: Needs) -> int:
+    """The views that the cache holds of all needed keys; without needs, of its logits."""
+    keys = [target.key for target in needs.targets] or list(cache.contents)[:1]
+    return min((cache.views(key) for key in keys), default=1)
+
+
+def bind(method: Method, taps: tuple[str, ...], shapes: Shapes, cache: Cache, facts: Facts, added: bool) -> Bound:
+    """A method with the adapters that it builds for this student and cache."""
+    fitted: FittedResults = {fit.key: cache.fitted(fit.key) for fit in method.fits(shapes, cache.layout.tap_shapes)}
+    weights = method.stages(facts)[0].weights if added else None
+
+    def adapters() -> nn.Module:
+        return method.adapters(shapes, cache.layout.tap_shapes, facts, fitted)
+
+    return Bound(method, taps, adapters, weights)
+
+
+def data_of(workspace: Workspace, cache: Cache, folder: str | None) -> Dataset:
+    """The data set that the cache was extracted from."""
+    about = cache.identity["data"]
+    named = folder or workspace.settings.get("data_folder")
+    return load_data(about["name"], named, about["digest"])
+
+
+def augmentation_of(cache: Cache) -> Augmentation:
+    """The augmentation that the cache was extracted under."""
+    rule: Mapping[str, Any] = cache.identity["augmentation"]
+    return Augmentation(pad=rule["pad"], flip=rule["flip"], seed=rule["seed"])
+
+
+def make_job(
+    cache: Cache,
+    data: Dataset,
+    student: nn.Module,
+    stages: tuple[Stage, ...],
+    bound: tuple[Bound, ...],
+    needs: Needs,
+    config: DistillConfig,
+    views: int,
+    device: torch.device,
+    precision: str,
+) -> Job:
+    """The training that a configuration describes, on the cache's split and views."""
+    augmentation = augmentation_of(cache)
+    if views > augmentation.placements:
+        raise UsageError(f"--views {views}: the cache's augmentation has {augmentation.placements} placements")
+    has_validation = "validation" in cache.layout.samples
+    validated = [target for target in needs.targets if target.key in needs.validated]
+    return Job(
+        student=student,
+        stages=stages,
+        bound=bound,
+        source=CachedTeacher(cache, needs.targets, device) if bound else None,
+        train=labelled(data.train, cache.index("train"), augmentation, data, device),
+        test=labelled(data.test, np.arange(len(data.test.labels)), augmentation, data, device),
+        validation=labelled(data.train, cache.index("validation"), augmentation, data, device)
+        if has_validation
+        else None,
+        validation_source=CachedTeacher(cache, validated, device, "validation")
+        if has_validation and validated
+        else None,
+        recipe=config.recipe,
+        views=views,
+        seed=config.seed,
+        precision=precision,
+        shuffle_block=config.shuffle_block or None,
+    )

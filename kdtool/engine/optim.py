@@ -1,0 +1,108 @@
+"""Recipes: optimiser, schedule and batch of a training, as plain values, and the learning rate as a pure function."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from kdtool.errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    schedule: "cosine" to 0, "step" (times `gamma` at each milestone) or "constant", per step, after a linear warm-up.
+    milestones and warmup are fractions of the epochs, so that a shorter run keeps the recipe's shape; every milestone
+    is rounded to a whole epoch, a warm-up above 0 to at least one. resets: a new optimiser (moments 0) at each
+    milestone, as SRM's code has it. drop_last: the rest of an epoch that fills no batch is not used.
+    """
+
+    epochs: int = 120
+    batch: int = 256
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup: float = 5 / 120
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    resets: bool = False
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adam"):
+            raise unknown("optimizer", self.optimizer, ("sgd", "adam"))
+        if self.schedule not in ("cosine", "step", "constant"):
+            raise unknown("schedule", self.schedule, ("cosine", "step", "constant"))
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is at least 1, not {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"--learning-rate is above 0 and finite, not {self.learning_rate}")
+
+
+_STEPS = {"warmup": 0.0, "schedule": "step", "milestones": (150 / 240, 180 / 240, 210 / 240)}
+
+# Sources: methods.md of the design; KDA's official code, RepDistiller, ICD's code, SRM's code (KD step).
+RECIPES: dict[str, Recipe] = {
+    "kda": Recipe(),
+    "crd": replace(Recipe(epochs=240, batch=64, learning_rate=0.05), **_STEPS),  # type: ignore[arg-type]
+    "icd": replace(Recipe(epochs=240, batch=64, learning_rate=0.05, drop_last=True), **_STEPS),  # type: ignore[arg-type]
+    "srm": Recipe(
+        epochs=200,
+        batch=128,
+        optimizer="adam",
+        learning_rate=1e-3,
+        weight_decay=1e-4,
+        schedule="step",
+        warmup=0.0,
+        milestones=(30 / 200, 130 / 200),
+        resets=True,
+    ),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by name."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def milestone_epochs(plan: Recipe) -> list[int]:
+    """The epochs, from 0, at whose start the step schedule drops."""
+    return [round(fraction * plan.epochs) for fraction in plan.milestones]
+
+
+def warmup_epochs(plan: Recipe) -> int:
+    """Whole epochs of linear warm-up, never the whole run."""
+    return min(max(1, round(plan.warmup * plan.epochs)), plan.epochs - 1) if plan.warmup > 0 else 0
+
+
+def learning_rate(plan: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step, counted from 0 over the whole run (KDA's main_kda.py for warm-up and cosine)."""
+    warm, total = warmup_epochs(plan) * steps_per_epoch, plan.epochs * steps_per_epoch
+    if step < warm:
+        return plan.learning_rate * max(1, step) / warm
+    if plan.schedule == "cosine":
+        return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+    drops = sum(step >= epoch * steps_per_epoch for epoch in milestone_epochs(plan)) if plan.schedule == "step" else 0
+    return float(plan.learning_rate * plan.gamma**drops)
+
+
+def build_optimizer(plan: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a recipe; weight decay on everything, heads and BatchNorm included, as in the references."""
+    if plan.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=plan.learning_rate,
+        momentum=plan.momentum,
+        nesterov=plan.nesterov,
+        weight_decay=plan.weight_decay,
+    )

@@ -1,0 +1,179 @@
+"""From a working folder to the job of `extract`: the teacher, its data and split, the identity, the keys to store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kdtool.cache import Layout, open_cache
+from kdtool.data import Dataset, splits
+from kdtool.data.augment import Augmentation
+from kdtool.engine.device import choose_device
+from kdtool.engine.distill import needs_of
+from kdtool.engine.extract import Extraction
+from kdtool.engine.workspace import (
+    DEFAULT_VIEWS,
+    TeacherRecord,
+    Workspace,
+    labelled,
+    load_data,
+    read_record,
+    read_split,
+    read_teacher,
+)
+from kdtool.errors import UsageError
+from kdtool.methods import DEFAULT_FITS, DEFAULT_TARGETS
+from kdtool.methods.protocol import Method
+from kdtool.models import create, tap_shapes
+from kdtool.targets import Facts, Fit, Shape, Target, by_key
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """What `kdtool extract` was asked for.
+
+    methods: whose targets are stored beside the default ones. students: networks that the targets are made for.
+    views: 0 takes the workspace's default; -1 all placements. batch, block, fit_views: the cache's grid, fixed when it
+    is created; None takes that of the cache, or 256, its default and 4. validation, few_shot: narrow the teacher's
+    split.
+    """
+
+    methods: tuple[Method, ...] = ()
+    students: tuple[str, ...] = ()
+    views: int = 0
+    batch: int | None = None
+    block: int | None = None
+    fit_views: int | None = None
+    clean: tuple[str, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    validation: int | None = None
+    few_shot: int | None = None
+    seed: int = 0
+    precision: str = "float32"
+    device: str = "auto"
+    data_folder: str | None = None
+    allow_mixed: bool = False
+
+
+def prepare(workspace: Workspace, config: ExtractConfig) -> Extraction:
+    """Everything that extract needs; refuses what does not fit before anything is written."""
+    record = read_record(workspace.teacher)
+    device = choose_device(config.device)
+    model = read_teacher(workspace.teacher, record, device)
+    folder = config.data_folder or workspace.settings.get("data_folder")
+    data = load_data(record.data, folder, record.data_digest)
+    split = read_split(workspace.teacher, record)
+    if config.validation is not None or config.few_shot is not None:
+        split = splits.narrow(split, data.train.labels, data.classes, config.validation, config.few_shot)
+    augmentation = Augmentation(flip=record.flip, seed=config.seed)
+    views = view_count(workspace, config, augmentation)
+    rows = part_rows(data, split)
+    layout = make_layout(
+        workspace,
+        config,
+        samples={part: len(index) for part, index in rows.items()},
+        classes=data.classes,
+        tap_shapes=tap_shapes(model, record.image_shape),
+        placements=augmentation.placements,
+    )
+    targets, fits, validated = contents(config, record, layout, data.train.labels[split.train])
+    unknown_clean = [key for key in config.clean if key not in {target.key for target in targets}]
+    if unknown_clean:
+        raise UsageError(
+            f"--clean {unknown_clean[0]}: this extract stores no such key, but {', '.join(t.key for t in targets)}"
+        )
+    parts = {
+        part: labelled(data.test if part == "test" else data.train, index, augmentation, data, device)
+        for part, index in rows.items()
+    }
+    return Extraction(
+        model=model,
+        train=parts["train"].images,
+        parts={part: value.images for part, value in parts.items()},
+        labels={part: value.labels.cpu().numpy() for part, value in parts.items()},
+        rows=rows,
+        identity=identity(record, data, split, augmentation, config),
+        layout=layout,
+        targets=targets,
+        fits=fits,
+        views=views,
+        seed=config.seed,
+        clean=config.clean,
+        validated=validated,
+        dtypes=config.dtypes,
+        precision=config.precision,
+        allow_mixed=config.allow_mixed,
+    )
+
+
+def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Augmentation) -> int:
+    """How many views the cache shall hold."""
+    asked = config.views or int(workspace.settings.get("views", DEFAULT_VIEWS))
+    views = augmentation.placements if asked == -1 else asked
+    if not 1 <= views <= augmentation.placements:
+        raise UsageError(
+            f"--views {views}: this augmentation has {augmentation.placements} different placements of a sample; ask "
+            f"for 1 to {augmentation.placements}, or all"
+        )
+    return views
+
+
+def make_layout(
+    workspace: Workspace,
+    config: ExtractConfig,
+    samples: Mapping[str, int],
+    classes: int,
+    tap_shapes: Mapping[str, Shape],
+    placements: int,
+) -> Layout:
+    """The grid of the cache: what was asked for, else that of the cache that is there, else the defaults."""
+    known = open_cache(workspace.cache).layout if workspace.cache.exists() else None
+    batch = config.batch or (known.batch if known else 256)
+    fit_views = config.fit_views or (known.fit_views if known else min(4, placements))
+    return Layout(samples, classes, batch, fit_views, tap_shapes, config.block or (known.block if known else None))
+
+
+def part_rows(data: Dataset, split: splits.Split) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """part -> rows of the data set; a validation part only where the split holds images out."""
+    held = {"validation": split.validation} if len(split.validation) else {}
+    return {"train": split.train, "train_clean": split.train, **held, "test": np.arange(len(data.test.labels))}
+
+
+def identity(
+    record: TeacherRecord, data: Dataset, split: splits.Split, augmentation: Augmentation, config: ExtractConfig
+) -> dict[str, Any]:
+    """What a cache depends on; a cache with another identity is refused."""
+    return {
+        "format": FORMAT,
+        "teacher": {
+            "network": record.network,
+            "sha256": record.sha256,
+            "split_digest": record.split_digest,
+        },
+        "data": {"name": data.name, "digest": data.digest, "image_shape": list(record.image_shape)},
+        "split": {"rule": split.rule, "digest": split.digest},
+        "preprocessing": {"scale": 255, "mean": list(record.mean), "std": list(record.std)},
+        "augmentation": augmentation.rule(),
+        "numeric": {"precision": config.precision, "tf32": False},
+    }
+
+
+def contents(
+    config: ExtractConfig, record: TeacherRecord, layout: Layout, labels: np.ndarray[Any, np.dtype[np.int64]]
+) -> tuple[tuple[Target, ...], tuple[Fit, ...], tuple[str, ...]]:
+    """(targets, fits, keys that validation needs) of the plain extract and of every method for every student."""
+    targets, fits = list(DEFAULT_TARGETS), list(DEFAULT_FITS)
+    validated: list[str] = []
+    facts = Facts(layout.samples["train"], layout.classes, labels, layout.batch, 1, config.seed)
+    for name in config.students:
+        shapes = tap_shapes(create(name, record.classes), record.image_shape)
+        needs = needs_of(config.methods, shapes, layout.tap_shapes, facts)
+        targets += needs.targets
+        validated += needs.validated
+        fits += [fit for method in config.methods for fit in method.fits(shapes, layout.tap_shapes)]
+    return tuple(by_key(targets).values()), tuple({fit.key: fit for fit in fits}.values()), tuple(validated)

@@ -1,0 +1,146 @@
+"""The folder of a run: what was asked for, on what machine, how it went, what came out.
+
+config.toml        the resolved configuration; `kdtool <command> --config config.toml` runs it again
+environment.json   versions, device, threads
+metrics.jsonl      one line an epoch; metrics.csv holds the same table when the run has ended
+state.json         the training state while the run is unfinished
+student.safetensors, result.json   written last: a folder with a result is a finished run
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+import kdtool
+from kdtool import files
+from kdtool.errors import DamageError, IdentityError, UsageError
+
+Row = dict[str, Any]
+
+
+def toml(values: dict[str, Any]) -> str:
+    """Plain values as TOML: scalars, lists of scalars, and one level of tables; None is left out."""
+    lines = [f"{key} = {_scalar(value)}" for key, value in values.items() if _is_scalar(value)]
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            lines += ["", f"[{_scalar(key) if '.' in key else key}]"]
+            lines += [f"{_scalar(name)} = {_scalar(item)}" for name, item in value.items() if item is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_scalar(item) for item in value)}]"
+    if isinstance(value, str | bool | int):
+        return json.dumps(value)
+    return repr(float(value))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file; one that cannot be parsed is refused with the place."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a result may depend on beside its configuration."""
+    return {
+        "kdtool": kdtool.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "zarr": zarr.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device_type": device.type,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+class RunFolder:
+    """One run's folder; refuses to be taken over by another configuration."""
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        content = toml(config)
+        known = path / "config.toml"
+        if known.exists() and tomllib.loads(known.read_text()) != tomllib.loads(content):
+            raise IdentityError(
+                f"{path} holds a run with another configuration ({_first_difference(read_toml(known), config)}); "
+                "name another folder with --run, or remove it"
+            )
+        with files.explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+        if not known.exists():
+            if any(path.iterdir()):
+                raise UsageError(f"{path} is not empty and holds no run; name another folder with --run")
+            files.write(known, content.encode())
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run."""
+        path = self.path / "result.json"
+        return files.read_json(path, f"remove {self.path} and run again") if path.exists() else None
+
+    def rows(self) -> list[Row]:
+        """The metrics, a row an epoch."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except ValueError as error:
+            raise DamageError(f"{path} is damaged: {error}; remove {self.path} and run again") from None
+
+    def write_rows(self, rows: list[Row]) -> None:
+        """Replaces the metrics; they are part of the state, so they are rewritten with it."""
+        files.write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def finish(self, result: dict[str, Any], rows: list[Row]) -> None:
+        """Writes the table and, last, the result."""
+        table = io.StringIO()
+        flat = [{**row, **{f"term_{k}": v for k, v in row["terms"].items()}} for row in rows]
+        names = dict.fromkeys(name for row in flat for name in row if name != "terms")
+        writer = csv.DictWriter(table, list(names), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(flat)
+        files.write(self.path / "metrics.csv", table.getvalue().encode())
+        files.write_json(self.path / "result.json", result)
+
+
+def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    plain = tomllib.loads(toml(wanted))
+    for key in [*plain, *found]:
+        if found.get(key) != plain.get(key):
+            return f"{key} is {found.get(key, 'absent')} there, {plain.get(key, 'absent')} asked for"
+    return "no difference"

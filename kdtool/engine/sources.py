@@ -1,0 +1,138 @@
+"""Where a training step gets the teacher's answers: from the cache, or from the living teacher, with equal answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdtool.engine.device import autocast
+from kdtool.models.taps import TapReader
+from kdtool.targets import Batch, Cached, Target
+
+if TYPE_CHECKING:
+    from kdtool.cache import Cache
+    from kdtool.data.batches import Images
+
+RESIDENT_BYTES = 2**31  # a view's slice up to this size is held on the device while its epoch runs
+
+
+class CachedTeacher:
+    """Reads targets from a cache: a view's slice is held on the device for its epoch, or read by rows if large."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        targets: Sequence[Target],
+        device: torch.device,
+        part: str = "train",
+        resident: int = RESIDENT_BYTES,
+    ) -> None:
+        self.device = device
+        self.arrays = {
+            target.key: {name: cache.array(part, target.key, name) for name in cache.contents[target.key].arrays}
+            for target in targets
+        }
+        self.resident = resident
+        self.held: dict[str, dict[str, torch.Tensor]] = {}
+        self.current: int | None = None
+
+    def begin_view(self, view: int) -> None:
+        """Brings the view's slices to the device, those that fit."""
+        if view == self.current:
+            return
+        self.held = {
+            key: {
+                name: torch.from_numpy(array.read(view)).to(self.device)
+                for name, array in arrays.items()
+                if np.prod(array.shape[1:]) * array.dtype.itemsize <= self.resident
+            }
+            for key, arrays in self.arrays.items()
+        }
+        self.current = view
+
+    def read(self, batch: Batch) -> Cached:
+        """The rows of a batch, floating ones as float32."""
+        self.begin_view(batch.view)
+        return {
+            key: {name: widened(self._rows(key, name, batch)) for name in arrays} for key, arrays in self.arrays.items()
+        }
+
+    def _rows(self, key: str, name: str, batch: Batch) -> torch.Tensor:
+        held = self.held[key].get(name)
+        if held is not None:
+            return held[batch.indices]
+        rows = self.arrays[key][name].rows(batch.view, batch.indices.cpu().numpy())
+        return torch.from_numpy(rows).to(self.device)
+
+
+def widened(rows: torch.Tensor) -> torch.Tensor:
+    """float16 as float32; everything else as it is."""
+    return rows.float() if rows.dtype == torch.float16 else rows
+
+
+@dataclass(frozen=True)
+class Teller:
+    """A frozen teacher that answers targets for images on the batch grid: eval mode, no gradient, fixed batch size."""
+
+    model: nn.Module
+    targets: tuple[Target, ...]
+    fitted: Mapping[str, Mapping[str, torch.Tensor]]
+    batch: int
+    precision: str
+
+    @torch.no_grad()
+    def answer(self, images: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+        """target key -> array -> (b, ...) for at most `batch` images; fewer are padded by the last one."""
+        count = len(images)
+        if count < self.batch:
+            images = torch.cat([images, images[-1:].expand(self.batch - count, *images.shape[1:])])
+        taps = tuple(dict.fromkeys(tap for target in self.targets for tap in target.taps))
+        self.model.eval()
+        with TapReader(self.model, taps) as reader, autocast(images.device, self.precision):
+            _, outputs = reader(images)
+        outputs = {name: value.float() for name, value in outputs.items()}
+        answers = {}
+        for target in self.targets:
+            fitted = self.fitted[target.fit.key] if target.fit else {}
+            answers[target.key] = {name: rows[:count] for name, rows in target.encode(outputs, fitted).items()}
+        return answers
+
+
+class LiveTeacher:
+    """Runs the teacher for every batch, split into the cache's batches of B; for tests and benchmarks in Python.
+
+    round_to: "float32" gives what an fp32 cache holds, "float16" what the default cache holds.
+    """
+
+    def __init__(self, teller: Teller, images: Images, round_to: str = "float32") -> None:
+        self.teller = teller
+        self.images = images
+        self.round_to = getattr(torch, round_to)
+
+    def begin_view(self, view: int) -> None:
+        """Nothing to make ready."""
+
+    def read(self, batch: Batch) -> Cached:
+        """The targets of a batch, computed now."""
+        positions = batch.indices.cpu().numpy()
+        pieces = [
+            self.teller.answer(self.images.view(positions[start : start + self.teller.batch], batch.view))
+            for start in range(0, len(positions), self.teller.batch)
+        ]
+        return {
+            key: {name: self._stored(torch.cat([piece[key][name] for piece in pieces])) for name in pieces[0][key]}
+            for key in pieces[0]
+        }
+
+    def _stored(self, rows: torch.Tensor) -> torch.Tensor:
+        return widened(rows.to(self.round_to)) if rows.is_floating_point() else rows
+
+
+def as_tensors(fitted: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, torch.Tensor]:
+    """What a fit learned, on the device."""
+    return {name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in fitted.items()}

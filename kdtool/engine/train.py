@@ -1,0 +1,413 @@
+"""The training loop of teach and distill: stages, epochs, steps, and a state from which any step can be resumed.
+
+A step is a pure function of the state and of (seed, epoch, position), so a resumed run gives the bits of an undisturbed
+one. The loop never waits for the device inside a step; sums of losses stay there until an epoch ends or a check is due.
+Left out for now: several ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdtool.data.batches import Images, batch_slices, order_of_epoch, view_of_epoch
+from kdtool.engine import checkpoint
+from kdtool.engine.device import autocast, synchronize
+from kdtool.engine.evaluate import accuracy
+from kdtool.engine.optim import Recipe, build_optimizer, learning_rate, milestone_epochs
+from kdtool.engine.runs import Row, RunFolder
+from kdtool.errors import NonFiniteError, UsageError
+from kdtool.methods.protocol import Method
+from kdtool.models.taps import TapReader
+from kdtool.progress import Progress, StopRequest
+from kdtool.targets import CLEAN, Batch, Stage, TargetSource, Weight
+
+CHECK_STEPS = 50  # how often a loss is looked at for NaN and infinity
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images on the device with their labels there."""
+
+    images: Images
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A method together with what this run makes of it; `adapters` builds its module for one stage.
+
+    weights: None for the run's method, whose stages say them; those of a method that `--with` adds.
+    """
+
+    method: Method
+    taps: tuple[str, ...]
+    adapters: Callable[[], nn.Module]
+    weights: Mapping[str, Weight] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a training is made of. `bound`: the method first, what `--with` adds after it; empty for none."""
+
+    student: nn.Module
+    stages: tuple[Stage, ...]
+    bound: tuple[Bound, ...]
+    source: TargetSource | None
+    train: Labelled
+    test: Labelled
+    validation: Labelled | None
+    validation_source: TargetSource | None
+    recipe: Recipe
+    views: int
+    seed: int
+    precision: str
+    shuffle_block: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the training runs."""
+        return self.train.labels.device
+
+
+@dataclass
+class Running:
+    """What changes while a stage runs; all of it goes into the state on disk."""
+
+    stage: int
+    optimizer: torch.optim.Optimizer
+    adapters: nn.ModuleDict
+    generator: torch.Generator
+    epoch: int = 0
+    done: int = 0  # steps of the epoch
+    rows: list[Row] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    best: checkpoint.Tensors = field(default_factory=dict)
+    best_score: float = -math.inf
+    seconds: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "train": 0.0, "evaluate": 0.0})
+
+
+def stage_recipe(plan: Recipe, stage: Stage) -> Recipe:
+    """The recipe of one stage."""
+    return replace(plan, **{**stage.recipe, "epochs": stage.epochs or plan.epochs})
+
+
+def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe) -> None:
+    """Refuses a schedule in which a term would never become active."""
+    added = {term: weight for extra in bound for term, weight in (extra.weights or {}).items()}
+    for stage in stages:
+        epochs = stage_recipe(plan, stage).epochs
+        for term, weight in {**(stage.weights or {}), **(added if stage.task else {})}.items():
+            if weight.value != 0 and weight.start >= epochs:
+                raise UsageError(
+                    f"the term {term} becomes active in epoch {weight.start + 1} and the run has {epochs}; "
+                    f"ask for more with --epochs {weight.start + 1}"
+                )
+
+
+def train(
+    job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
+) -> Running:
+    """Runs all stages, from the state in `folder` where there is one; the job's student holds the result."""
+    check_schedule(job.stages, job.bound, job.recipe)
+    running = _resume(job, folder) or _begin(job, 0)
+    if running.epoch or running.done:
+        progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
+    while True:
+        _run_stage(job, running, folder, progress, stop, checkpoint_seconds)
+        _leave_stage(job, running)
+        if running.stage + 1 == len(job.stages):
+            return running
+        progress.note(f"stage {job.stages[running.stage].name} ends, {job.stages[running.stage + 1].name} begins")
+        running = _begin(job, running.stage + 1, running)
+        _save(job, running, folder)
+
+
+def _begin(job: Job, number: int, before: Running | None = None) -> Running:
+    stage = job.stages[number]
+    for name, parameter in job.student.named_parameters():
+        parameter.requires_grad_(stage.trains is None or name.startswith(stage.trains))
+    if before is None or job.stages[number - 1].discard:
+        with seeded(job.seed + number):
+            adapters = nn.ModuleDict({bound.method.name: bound.adapters() for bound in job.bound}).to(job.device)
+    else:
+        adapters = before.adapters
+    trained = [p for p in [*job.student.parameters(), *adapters.parameters()] if p.requires_grad]
+    generator = torch.Generator(job.device).manual_seed(job.seed * 1_000_003 + number)
+    running = Running(number, build_optimizer(stage_recipe(job.recipe, stage), trained), adapters, generator)
+    if before is not None:
+        running.rows, running.seconds = before.rows, before.seconds
+    return running
+
+
+def seeded(seed: int) -> _Seeded:
+    """A context in which torch's global generator is seeded; it is put back afterwards."""
+    return _Seeded(seed)
+
+
+class _Seeded:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.fork = torch.random.fork_rng(devices=[])
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
+
+
+def _run_stage(
+    job: Job, running: Running, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float
+) -> None:
+    stage = job.stages[running.stage]
+    plan = stage_recipe(job.recipe, stage)
+    slices = batch_slices(len(job.train.labels), plan.batch, plan.drop_last)
+    progress.begin(stage.name, plan.epochs * len(slices), running.epoch * len(slices) + running.done)
+    taps = tuple(dict.fromkeys(tap for bound in _active(job, stage) for tap in bound.taps))
+    saved = time.monotonic()
+    with TapReader(job.student, taps) as reader:
+        while running.epoch < plan.epochs:
+            view = view_of_epoch(job.seed, running.epoch, job.views)
+            order = order_of_epoch(job.seed, running.epoch, len(job.train.labels), job.shuffle_block)
+            if plan.resets and running.done == 0 and running.epoch in milestone_epochs(plan):
+                trained = [p for group in running.optimizer.param_groups for p in group["params"]]
+                running.optimizer = build_optimizer(plan, trained)
+            job.student.train()
+            while running.done < len(slices):
+                _step(job, stage, plan, running, reader, order[slices[running.done]], view, len(slices))
+                running.done += 1
+                progress.advance(1)
+                if running.done % CHECK_STEPS == 0:
+                    _check_finite(stage, running)
+                due = time.monotonic() - saved > checkpoint_seconds
+                if due or stop.signal is not None:
+                    _save(job, running, folder)
+                    saved = time.monotonic()
+                stop.check(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
+            _end_epoch(job, stage, plan, running, len(slices), progress)
+            folder.write_rows(running.rows)
+            if time.monotonic() - saved > checkpoint_seconds:
+                _save(job, running, folder)
+                saved = time.monotonic()
+
+
+def _active(job: Job, stage: Stage) -> tuple[Bound, ...]:
+    """The method of the run, and in stages with a task term what `--with` adds."""
+    return job.bound if stage.task else job.bound[:1]
+
+
+def _step(
+    job: Job,
+    stage: Stage,
+    plan: Recipe,
+    running: Running,
+    reader: TapReader,
+    positions: np.ndarray[Any, np.dtype[np.int64]],
+    view: int,
+    steps: int,
+) -> None:
+    begun = time.perf_counter()
+    number = running.epoch * steps + running.done
+    for group in running.optimizer.param_groups:
+        group["lr"] = learning_rate(plan, number, steps)
+    indices = torch.from_numpy(positions).to(job.device)
+    batch = Batch(indices, job.train.labels[indices], view, stage.name, running.epoch, number, running.generator)
+    images = job.train.images.view(positions, view)
+    bounds = _active(job, stage)
+    cached = job.source.read(batch) if job.source and bounds else {}
+    loaded = time.perf_counter()
+    with autocast(job.device, job.precision):
+        logits, taps = reader(images)
+    logits, taps = at_least_float32(logits), {tap: at_least_float32(value) for tap, value in taps.items()}
+    losses = {"task": (stage.task, functional.cross_entropy(logits, batch.labels))} if stage.task else {}
+    for bound in bounds:
+        losses |= _terms(bound, stage, running, taps, cached, batch)
+    total = _weighted(losses)
+    running.optimizer.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    running.optimizer.step()
+    with torch.no_grad():
+        for bound in bounds:
+            bound.method.after_step(taps, cached, batch, running.adapters[bound.method.name])
+        _add(running, "loss", total, len(indices))
+        for name, (_, value) in losses.items():
+            _add(running, name, value, len(indices))
+        _add(running, "right", (logits.argmax(1) == batch.labels).float().mean(), len(indices))
+    running.seconds["data"] += loaded - begun
+    running.seconds["train"] += time.perf_counter() - loaded
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Losses are computed in float32 or better, whatever autocast gave."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def _terms(
+    bound: Bound,
+    stage: Stage,
+    running: Running,
+    taps: Mapping[str, Tensor],
+    cached: Mapping[str, Mapping[str, Tensor]],
+    batch: Batch,
+) -> dict[str, tuple[float, Tensor]]:
+    weights = stage.weights if bound.weights is None else bound.weights
+    if weights is not None and not any(running.epoch >= weight.start for weight in weights.values()):
+        return {}
+    found = bound.method.terms(taps, cached, batch, running.adapters[bound.method.name])
+    if weights is None:
+        return {name: (1.0, value) for name, value in found.items()}
+    return {
+        name: (weights[name].value, value)
+        for name, value in found.items()
+        if name in weights and running.epoch >= weights[name].start
+    }
+
+
+def _weighted(losses: Mapping[str, tuple[float, Tensor]]) -> Tensor:
+    values = [value if weight == 1 else weight * value for weight, value in losses.values()]
+    if not values:
+        raise UsageError("no term of this stage is active: it has no task term and no method term")
+    return torch.stack(values).sum() if len(values) > 1 else values[0]
+
+
+def _add(running: Running, name: str, value: Tensor, count: int) -> None:
+    total = running.sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=value.device))
+    total += value.detach().double() * count
+    if name == "loss":
+        _add(running, "count", torch.ones((), device=value.device), count)
+
+
+def _check_finite(stage: Stage, running: Running) -> None:
+    odd = [name for name, total in running.sums.items() if not bool(torch.isfinite(total))]
+    if odd:
+        low = max(0, running.done - CHECK_STEPS) + 1
+        raise NonFiniteError(
+            f"{' and '.join(sorted(odd))} became infinite or NaN in epoch {running.epoch + 1}, steps {low} to "
+            f"{running.done} of stage {stage.name}; lower --learning-rate or the method's weight"
+        )
+
+
+def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: int, progress: Progress) -> None:
+    _check_finite(stage, running)
+    for bound in _active(job, stage):
+        bound.method.after_epoch(running.adapters[bound.method.name])
+    synchronize(job.device)
+    begun = time.perf_counter()
+    test = accuracy(job.student, job.test.images, job.test.labels, job.precision)
+    validation = None
+    if job.validation is not None:
+        validation = accuracy(job.student, job.validation.images, job.validation.labels, job.precision)
+        _select(job, stage, running, validation)
+    running.seconds["evaluate"] += time.perf_counter() - begun
+    count = float(running.sums.pop("count"))
+    means = {name: float(total) / count for name, total in running.sums.items()}
+    row: Row = {
+        "stage": stage.name,
+        "epoch": running.epoch,
+        "steps": steps,
+        "learning_rate": learning_rate(plan, running.epoch * steps + steps - 1, steps),
+        "loss": means.pop("loss"),
+        "train_accuracy": 100 * means.pop("right"),
+        "validation_accuracy": validation,
+        "test_accuracy": test,
+        "seconds": sum(running.seconds.values()),
+        "terms": means,
+    }
+    running.rows.append(row)
+    running.sums, running.epoch, running.done = {}, running.epoch + 1, 0
+    shown = "" if validation is None else f", validation {validation:.2f} %"
+    progress.note(
+        f"{stage.name} epoch {running.epoch}/{plan.epochs}: loss {row['loss']:.4f}, train {row['train_accuracy']:.2f} %"
+        f"{shown}, test {test:.2f} %"
+    )
+
+
+def _select(job: Job, stage: Stage, running: Running, validation: float) -> None:
+    """Keeps the weights that are best on validation: by accuracy, or by the stage's own loss where it says so."""
+    score = -validation_loss(job, stage, running) if stage.select == "validation_loss" else validation
+    if score > running.best_score:
+        running.best_score = score
+        running.best = {name: value.detach().cpu().clone() for name, value in job.student.state_dict().items()}
+
+
+@torch.no_grad()
+def validation_loss(job: Job, stage: Stage, running: Running) -> float:
+    """The stage's weighted loss over the validation part, un-augmented, in eval mode."""
+    assert job.validation is not None
+    job.student.eval()
+    bounds, total = _active(job, stage), 0.0
+    taps_needed = tuple(dict.fromkeys(tap for bound in bounds for tap in bound.taps))
+    labels = job.validation.labels
+    with TapReader(job.student, taps_needed) as reader:
+        for part in batch_slices(len(labels), job.recipe.batch, False):
+            positions = np.arange(part.start, part.stop)
+            indices = torch.from_numpy(positions).to(job.device)
+            batch = Batch(indices, labels[indices], 0, stage.name, running.epoch, 0, running.generator)
+            cached = job.validation_source.read(batch) if job.validation_source and bounds else {}
+            with autocast(job.device, job.precision):
+                logits, taps = reader(job.validation.images.view(positions, CLEAN))
+            logits, taps = at_least_float32(logits), {tap: at_least_float32(value) for tap, value in taps.items()}
+            losses = {"task": (stage.task, functional.cross_entropy(logits, batch.labels))} if stage.task else {}
+            for bound in bounds:
+                losses |= _terms(bound, stage, running, taps, cached, batch)
+            total += float(_weighted(losses)) * len(indices)
+    job.student.train()
+    return total / len(labels)
+
+
+def _leave_stage(job: Job, running: Running) -> None:
+    stage = job.stages[running.stage]
+    if stage.select == "validation_loss" and running.best:
+        job.student.load_state_dict(running.best)
+
+
+def _save(job: Job, running: Running, folder: RunFolder) -> None:
+    _check_finite(job.stages[running.stage], running)
+    moments, numbers = checkpoint.optimizer_tensors(running.optimizer)
+    tensors = {
+        **checkpoint.prefixed("student", job.student.state_dict()),
+        **checkpoint.prefixed("adapters", running.adapters.state_dict()),
+        **checkpoint.prefixed("optimizer", moments),
+        **checkpoint.prefixed("sums", running.sums),
+        **checkpoint.prefixed("best", running.best),
+        "generator": running.generator.get_state(),
+    }
+    plain = {
+        "stage": running.stage,
+        "epoch": running.epoch,
+        "done": running.done,
+        "rows": running.rows,
+        "seconds": running.seconds,
+        "optimizer": numbers,
+        "best_score": running.best_score if running.best else None,
+    }
+    folder.write_rows(running.rows)
+    checkpoint.save_state(folder.path, tensors, plain)
+
+
+def _resume(job: Job, folder: RunFolder) -> Running | None:
+    state = checkpoint.load_state(folder.path)
+    if state is None:
+        return None
+    tensors, plain = state
+    running = _begin(job, plain["stage"])
+    job.student.load_state_dict(checkpoint.selected("student", tensors))
+    running.adapters.load_state_dict(checkpoint.selected("adapters", tensors))
+    checkpoint.restore_optimizer(running.optimizer, checkpoint.selected("optimizer", tensors), plain["optimizer"])
+    running.generator.set_state(tensors["generator"])
+    running.sums = {name: value.to(job.device) for name, value in checkpoint.selected("sums", tensors).items()}
+    running.best = checkpoint.selected("best", tensors)
+    running.best_score = plain["best_score"] if running.best else -math.inf
+    running.epoch, running.done = plain["epoch"], plain["done"]
+    running.rows, running.seconds = plain["rows"], plain["seconds"]
+    return running

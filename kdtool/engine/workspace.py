@@ -1,0 +1,174 @@
+"""The folder that commands work in: the teacher, its record and split, the defaults in kdtool.toml, cache and runs.
+
+kdtool.toml            defaults for extract, distill and analyze, with the teacher's SHA-256 and the split's digest
+teacher.safetensors    weights; teacher.json says of what network, on which data; teacher.split.json the index lists
+cache.zarr             what extract wrote
+runs/<name>            one folder a run
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdtool import data, files
+from kdtool.data import splits
+from kdtool.data.augment import Augmentation
+from kdtool.data.batches import Images
+from kdtool.data.dataset import Rows
+from kdtool.engine import checkpoint
+from kdtool.engine.runs import read_toml, toml
+from kdtool.engine.train import Labelled
+from kdtool.errors import DamageError, IdentityError, UsageError, unknown
+from kdtool.models import create
+
+DEFAULT_STUDENT = "resnet18"
+DEFAULT_VIEWS = 8
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths and defaults of a working folder; `settings` are those of kdtool.toml."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Workspace":
+        """The workspace of a folder; without a kdtool.toml it has no settings yet."""
+        path = folder / "kdtool.toml"
+        settings = read_toml(path) if path.exists() else {}
+        for key in settings:
+            if key not in _SETTINGS:
+                raise unknown(f"setting of {path}", key, _SETTINGS)
+            if not isinstance(settings[key], _SETTINGS[key]):
+                raise UsageError(f"{path}: {key} is {settings[key]!r}; a {_SETTINGS[key].__name__} is expected")
+        return cls(folder, settings)
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher's weights."""
+        return self.folder / str(self.settings.get("teacher", "teacher.safetensors"))
+
+    @property
+    def cache(self) -> Path:
+        """The cache."""
+        return self.folder / str(self.settings.get("cache", "cache.zarr"))
+
+    @property
+    def runs(self) -> Path:
+        """The folder of runs."""
+        return self.folder / "runs"
+
+    def need(self, key: str, option: str) -> Any:
+        """A setting that a command cannot do without."""
+        if key not in self.settings:
+            raise UsageError(
+                f"{self.folder / 'kdtool.toml'} does not say {key}; run `kdtool teach` in this folder first, "
+                f"or give {option}"
+            )
+        return self.settings[key]
+
+    def write(self, settings: dict[str, Any]) -> None:
+        """Writes kdtool.toml."""
+        header = "# Defaults of the kdtool commands in this folder, written by `kdtool teach`.\n"
+        files.write(self.folder / "kdtool.toml", (header + toml(settings)).encode())
+
+
+_SETTINGS: dict[str, type] = {
+    "data": str,
+    "data_folder": str,
+    "teacher": str,
+    "teacher_sha256": str,
+    "split_digest": str,
+    "student": str,
+    "cache": str,
+    "views": int,
+}
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """What is known of a teacher beside its weights: the content of teacher.json."""
+
+    network: str
+    classes: int
+    sha256: str
+    data: str
+    data_digest: str
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip: bool
+    split_digest: str
+    test_accuracy: float
+
+
+def record_path(teacher: Path) -> Path:
+    """teacher.safetensors -> teacher.json."""
+    return teacher.with_suffix(".json")
+
+
+def split_path(teacher: Path) -> Path:
+    """teacher.safetensors -> teacher.split.json."""
+    return teacher.with_suffix(".split.json")
+
+
+def write_teacher(path: Path, model: nn.Module, split: splits.Split, about: dict[str, Any]) -> TeacherRecord:
+    """Writes weights, split and, last, the record."""
+    digest = checkpoint.save_weights(path, model)
+    files.write(split_path(path), files.canonical(splits.to_plain(split)).encode())
+    record = TeacherRecord(**about, sha256=digest, split_digest=split.digest)
+    files.write_json(record_path(path), vars(record).copy())
+    return record
+
+
+def read_record(path: Path) -> TeacherRecord:
+    """The record of a teacher."""
+    place = record_path(path)
+    if not place.exists():
+        raise UsageError(f"there is no teacher: {place} does not exist; run `kdtool teach` first, or give --teacher")
+    plain = files.read_json(place, "train the teacher again with `kdtool teach`")
+    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in plain.items()}
+    return TeacherRecord(**values)
+
+
+def read_teacher(path: Path, record: TeacherRecord, device: torch.device) -> nn.Module:
+    """The teacher's network with its weights, in eval mode."""
+    model = create(record.network, record.classes)
+    checkpoint.load_weights(path, model, record.sha256)
+    return model.to(device).eval()
+
+
+def read_split(path: Path, record: TeacherRecord) -> splits.Split:
+    """The split that the teacher was trained on."""
+    place = split_path(path)
+    try:
+        split = splits.from_plain(json.loads(place.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise DamageError(f"{place} cannot be read ({error}); train the teacher again with `kdtool teach`") from None
+    if split.digest != record.split_digest:
+        raise DamageError(f"{place} is not the split of this teacher; train it again with `kdtool teach`")
+    return split
+
+
+def load_data(name: str, folder: str | None, digest: str | None) -> data.Dataset:
+    """A data set; content other than `digest` says is refused."""
+    found = data.load(name, Path(folder) if folder else None)
+    if digest is not None and found.digest != digest:
+        raise IdentityError(
+            f"the data set {name} has other content than the one the teacher was trained on: digest "
+            f"{found.digest[:12]} found, {digest[:12]} expected; name the right folder with --data-folder"
+        )
+    return found
+
+
+def labelled(
+    part: data.Part, rows: Rows, augmentation: Augmentation, of: data.Dataset, device: torch.device
+) -> Labelled:
+    """Some images of a part, with their labels, on the device."""
+    images = Images(part.images, rows, augmentation, of.mean, of.std, device)
+    return Labelled(images, torch.from_numpy(part.labels[rows]).to(device))

@@ -1,0 +1,74 @@
+"""How a long stage tells what it is doing, and how it is asked to stop. The library prints nothing itself."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from kdtool.errors import Stopped
+
+
+class Progress(Protocol):
+    """What a stage reports to; the command line shows it, `Silent` swallows it."""
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        """A task of `total` steps starts, `done` of them already there."""
+
+    def advance(self, steps: int, **shown: float) -> None:
+        """So many more steps are done; `shown` are figures to display, such as the loss."""
+
+    def note(self, text: str) -> None:
+        """One line that stays visible."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        """Nothing."""
+
+    def advance(self, steps: int, **shown: float) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM; stages look at it at their safe points."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def check(self, where: str) -> None:
+        """Raises Stopped where a signal has come."""
+        if self.signal is not None:
+            code = 130 if self.signal == signal.SIGINT else 143
+            raise Stopped(f"stopped {where}; run the same command again: it goes on from there", code)
+
+
+@contextmanager
+def stoppable() -> Iterator[StopRequest]:
+    """Turns the first SIGINT or SIGTERM into a request, honoured at the next safe point; a second one acts at once.
+
+    Signals can be caught in the main thread only; elsewhere the request is never set.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous: dict[signal.Signals, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        request.signal = number
+        signal.signal(number, previous[signal.Signals(number)])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.getsignal(number)
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

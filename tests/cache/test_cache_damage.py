@@ -1,0 +1,230 @@
+"""Damage of every kind is found, by verify in every file and by readers in what they touch; never read, never zeros."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from kdtool import files
+from kdtool.cache import create_or_open, info, open_cache, verify
+from kdtool.errors import DamageError, IdentityError, UsageError
+
+CHUNK = "train/logits/values/c/0/1/0"
+REPAIR = "kdtool cache verify .* lists all damage, `kdtool cache repair .* mends it"
+
+
+@pytest.fixture
+def copy(sound, tmp_path):
+    """A cache that may be damaged."""
+    shutil.copytree(sound, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def read_all(root):
+    cache = open_cache(root)
+    for key, contents in cache.contents.items():
+        for name in contents.arrays:
+            cached = cache.array("train", key, name)
+            for view in range(cached.shape[0]):
+                cached.read(view)
+    cache.fitted("srm.stage1"), cache.labels("train"), cache.index("train")
+
+
+def rewrite_manifest(root, change):
+    """A manifest that a hostile hand has changed, its checksum made to fit."""
+    body = files.read_json(root / "manifest.json", "")
+    change(body)
+    files.write_json(root / "manifest.json", body)
+
+
+def test_a_sound_cache_has_no_problems(sound):
+    told = []
+    assert verify(sound, told.append) == []
+    assert sum(told) == info(sound)["bytes"]
+    read_all(sound)
+
+
+def test_a_flipped_bit_in_any_file_is_found_by_verify_and_by_who_reads_it(copy, sound, tiny):
+    with create_or_open(copy, tiny.identity, tiny.layout) as writer:
+        writer.provenance({"command": "kdtool extract", "scale": 1e-07})
+    draw = np.random.default_rng(0)
+    for name, content in tiny.tree(copy).items():
+        for bit in draw.choice(8 * len(content), min(3, 8 * len(content)), replace=False).tolist():
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            (copy / name).write_bytes(flipped)
+            assert name in [problem.file for problem in verify(copy)], f"bit {bit} of {name}"
+            read = name.startswith(("train/", "fitted/")) and "/c" in name
+            if read or name == "manifest.json":
+                with pytest.raises(DamageError, match=REPAIR):
+                    read_all(copy)
+        (copy / name).write_bytes(content)
+    assert verify(copy) == []
+
+
+def test_texts_with_the_same_meaning_but_other_bytes_are_found(copy, tiny):
+    with create_or_open(copy, tiny.identity, tiny.layout) as writer:
+        writer.provenance({"scale": 1e-07})
+    path = copy / "provenance.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"1e-07", b"1E-07"))
+    assert [problem.file for problem in verify(copy)] == ["provenance.jsonl"]
+    path.unlink()
+    path = copy / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"format": 1', b'"format":  1'))
+    assert [problem.file for problem in verify(copy)] == ["manifest.json"]
+
+
+def test_every_missing_file_is_named(copy, tiny):
+    for name, content in tiny.tree(copy).items():
+        if name == "lock":
+            continue
+        (copy / name).unlink()
+        assert [problem.file for problem in verify(copy)] == [name]
+        if name == CHUNK:
+            with pytest.raises(DamageError, match=f"{name} is missing; .{REPAIR}"):
+                read_all(copy)
+        (copy / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("change", [lambda body: body[:-1], lambda body: b"", lambda body: body + b"\0"])
+def test_a_chunk_of_another_size_is_refused(copy, change):
+    (copy / CHUNK).write_bytes(change((copy / CHUNK).read_bytes()))
+    assert [problem.file for problem in verify(copy)] == [CHUNK]
+    with pytest.raises(DamageError, match=f"{CHUNK} has [0-9]+ bytes, expected 64; .{REPAIR}"):
+        read_all(copy)
+
+
+def test_swapped_chunks_have_right_sums_of_their_own_and_are_refused(copy):
+    other = CHUNK.replace("/1/0", "/0/0")
+    (copy / CHUNK).rename(copy / "kept")
+    (copy / other).rename(copy / CHUNK)
+    (copy / "kept").rename(copy / other)
+    assert [problem.file for problem in verify(copy)] == [other, CHUNK]
+    cached = open_cache(copy).array("train", "logits", "values")
+    for read in (lambda: cached.read(0, 0, 1), lambda: cached.rows(0, [3]), lambda: cached.rows(0, [9, 0])):
+        with pytest.raises(DamageError, match="is damaged or another chunk"):
+            read()
+    assert cached.read(0, 6, 10).shape == (4, 5)  # the other block is sound
+
+
+def test_a_chunk_that_shrinks_while_it_is_in_use_is_refused_when_it_is_mapped_again(copy):
+    cached = open_cache(copy).array("train", "logits", "values")
+    cached.read(0)
+    cached.chunk.func.cache_clear()
+    os.truncate(copy / CHUNK, 10)
+    with pytest.raises(DamageError, match="has 10 bytes"):
+        cached.read(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("train/logits/values", "data_type", "object"),
+        ("train/logits/values", "codecs", [{"name": "pickle"}]),
+        ("train/logits/values", "shape", [2, 10, 10**9]),
+        ("train/logits/values", "shape", [True, 10, 5]),
+        ("train/logits/values", "attributes", {"a": "b" * 20_000}),
+        ("train/labels", "data_type", "variable_length_utf8"),
+        ("fitted/srm.stage1/atoms", "fill_value", 1.0),
+    ],
+)
+def test_metadata_that_say_something_else_are_refused(copy, name, field, value, tiny):
+    path = copy / name / "zarr.json"
+    path.write_text(files.canonical({**json.loads(path.read_bytes()), field: value}))
+    assert [problem.file for problem in verify(copy)] == [f"{name}/zarr.json"]
+    with pytest.raises(DamageError, match=f"{name}/zarr.json does not describe the array"):
+        read_all(copy)
+    with (
+        pytest.raises(DamageError, match=f"{name}/zarr.json does not describe what"),
+        create_or_open(copy, tiny.identity, tiny.layout),
+    ):
+        pass
+
+
+def test_metadata_that_show_an_unfinished_view_are_found_and_put_right(copy, tiny):
+    path = copy / "train/logits/values/zarr.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"shape":[2', b'"shape":[3'))
+    assert [problem.file for problem in verify(copy)] == ["train/logits/values/zarr.json"]
+    tiny.session(copy)
+    assert path.read_bytes() == content
+
+
+def test_links_are_refused(copy, tmp_path, tiny):
+    shutil.copy(copy / CHUNK, tmp_path / "outside")
+    (copy / CHUNK).unlink()
+    (copy / CHUNK).symlink_to(tmp_path / "outside")
+    shutil.move(copy / "fitted", tmp_path / "fitted")
+    (copy / "fitted").symlink_to(tmp_path / "fitted")
+    found = {problem.file for problem in verify(copy) if "link" in problem.what}
+    assert {CHUNK, "fitted", "fitted/srm.stage1/count/c"} <= found
+    for read in (
+        lambda: open_cache(copy).array("train", "logits", "values").read(0),
+        lambda: open_cache(copy).fitted("srm.stage1"),
+    ):
+        with pytest.raises(DamageError, match="is a link, or lies behind one"):
+            read()
+    with pytest.raises(DamageError, match="is a link"), create_or_open(copy, tiny.identity, tiny.layout):
+        pass
+
+
+def test_a_cache_behind_a_link_is_a_cache(copy, tmp_path):
+    (tmp_path / "link").symlink_to(copy)
+    assert verify(tmp_path / "link") == []
+    read_all(tmp_path / "link")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body["files"].update({"../../etc/passwd": "0" * 8 + " " + "0" * 64}),
+        lambda body: body["files"].update({"train/logits/values/c/0/9/0": "0" * 8 + " " + "0" * 64}),
+        lambda body: body["files"].update({"train/logits/values/c/../../0": "0" * 8 + " " + "0" * 64}),
+        lambda body: body["files"].update({CHUNK: "short"}),
+        lambda body: body["files"].update({CHUNK: 7}),
+        lambda body: body["contents"].update({"../key": body["contents"]["logits"]}),
+        lambda body: body["contents"]["logits"]["arrays"].update({"/tmp": {"dtype": "bool", "shape": [1]}}),
+        lambda body: body["contents"]["logits"]["arrays"]["values"].update(dtype="object"),
+        lambda body: body["contents"]["logits"]["arrays"]["values"].update(shape=[2**40]),
+        lambda body: body["fits"].update({"..": body["fits"]["srm.stage1"]}),
+        lambda body: body["identity"].update(teacher="another"),
+        lambda body: body["layout"].update(batch=0),
+        lambda body: body["layout"].update(samples={"elsewhere": 3}),
+        lambda body: body.update(files=[]),
+        lambda body: body.pop("layout"),
+        lambda body: body.update(contents=None),
+    ],
+)
+def test_a_hostile_manifest_with_a_fitting_checksum_is_refused(copy, change):
+    rewrite_manifest(copy, change)
+    with pytest.raises(DamageError, match=f"manifest.json or its journal describes no cache .*{REPAIR}"):
+        open_cache(copy)
+    assert [problem.file for problem in verify(copy)] == ["manifest.json"]
+
+
+def test_another_format_names_the_way_out(copy):
+    rewrite_manifest(copy, lambda body: body.update(format=2))
+    for reads in (open_cache, verify):
+        with pytest.raises(IdentityError, match="format 2; this kdtool reads format 1: use the kdtool that wrote it"):
+            reads(copy)
+
+
+def test_a_cache_without_its_manifest_is_damaged_and_not_made_anew(copy, tiny):
+    (copy / "manifest.json").unlink()
+    with pytest.raises(DamageError, match=r"manifest\.json is missing"):
+        open_cache(copy)
+    with (
+        pytest.raises(DamageError, match=r"manifest\.json is missing"),
+        create_or_open(copy, tiny.identity, tiny.layout),
+    ):
+        pass
+
+
+def test_what_is_no_cache_is_said_to_be_none(tmp_path):
+    (tmp_path / "zarr.json").write_text('{"node_type": "group"}')
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "zarr.json"):
+        for reads in (open_cache, verify):
+            with pytest.raises(UsageError, match=r"no cache at .*; `kdtool extract` makes one"):
+                reads(path)
