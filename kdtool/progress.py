@@ -41,11 +41,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    def check(self, where: str) -> None:
-        """Raises Stopped where a signal has come."""
-        if self.signal is not None:
-            code = 130 if self.signal == signal.SIGINT else 143
-            raise Stopped(f"stopped {where}; run the same command again: it goes on from there", code)
+    def requested(self) -> bool:
+        """Whether a signal has come. Asked once at every safe point, before the state is saved."""
+        return self.signal is not None
+
+    def stopped(self, where: str) -> Stopped:
+        """What a stage raises when it stops."""
+        code = 130 if self.signal == signal.SIGINT else 143
+        return Stopped(f"stopped {where}; run the same command again: it goes on from there", code)
 
 
 @contextmanager

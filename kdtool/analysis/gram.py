@@ -77,9 +77,10 @@ def gram_gap(student: Features, teacher: Features, *, algorithm: str = "moments"
     Each side is an (n, d) array or tensor, or anything that can be iterated again and again over (rows, d) chunks of
     the same values; the chunk borders of the two sides need not agree.
 
-    "moments" takes O(n d^2) time and 64 MiB beside the input and the d x d matrices. Where the loss comes out below
-    1e-2 it reads the input once more and ends as "aligned": 1e-9 relative for losses down to 1e-6, and equal kernels
-    give 0 within 1e-14. "blocked" takes O(n^2 d) time, in blocks of `block` samples, and holds both sides in float64.
+    "moments" takes O(n d^2) time, and 64 MiB or a few d x d matrices of memory beside the input. Where the loss comes
+    out below 1e-2 it reads the input once more and ends as "aligned": 1e-9 relative for losses down to 1e-6, and equal
+    kernels give 0 within 1e-14. "blocked" takes O(n^2 d) time, in blocks of `block` samples, and holds both sides in
+    float64.
 
     Raises UsageError for an iterator that can be read only once (before it reads anything), different numbers of
     samples, no samples, values that are not finite, a teacher's kernel of zeros, and norms beyond float64.

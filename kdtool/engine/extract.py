@@ -203,7 +203,8 @@ class _Worker:
                 for key in keys
             }
             self.writer.commit(part, view, block, arrays)
-            self.stop.check(f"after block {block} of view {view} of {part}")
+            if self.stop.requested():
+                raise self.stop.stopped(f"after block {block} of view {view} of {part}")
 
     def _pixels(self, part: str, view: int, start: int, stop: int) -> torch.Tensor:
         return self.job.images(part).view(np.arange(start, stop), view if part == "train" else CLEAN)
@@ -264,10 +265,12 @@ class _Worker:
             for fit in members:
                 states[fit.key] = fit.step(states[fit.key], batch)
             self.progress.advance(1)
-            if time.monotonic() - saved > self.save_seconds or self.stop.signal is not None:
+            stopping = self.stop.requested()
+            if stopping or time.monotonic() - saved > self.save_seconds:
                 self._save(fits, states, number + 1)
                 saved = time.monotonic()
-            self.stop.check(f"in pass {turn + 1} of the fits")
+            if stopping:
+                raise self.stop.stopped(f"in pass {turn + 1} of the fits")
         for fit in fits:
             result = fit.result(states[fit.key], self.facts)
             self.writer.put_fit(fit.key, fit.version, describe(fit), result)

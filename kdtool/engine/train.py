@@ -189,11 +189,12 @@ def _run_stage(
                 progress.advance(1)
                 if running.done % CHECK_STEPS == 0:
                     _check_finite(stage, running)
-                due = time.monotonic() - saved > checkpoint_seconds
-                if due or stop.signal is not None:
+                stopping = stop.requested()
+                if stopping or time.monotonic() - saved > checkpoint_seconds:
                     _save(job, running, folder)
                     saved = time.monotonic()
-                stop.check(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
+                if stopping:
+                    raise stop.stopped(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
             _end_epoch(job, stage, plan, running, len(slices), progress)
             folder.write_rows(running.rows)
             if time.monotonic() - saved > checkpoint_seconds:

@@ -1,0 +1,148 @@
+"""Stopped anywhere, gone on, and no bit is different: teach, extract and distill."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdtool import files
+from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.extract import extract
+from kdtool.engine.optim import Recipe, recipe
+from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.engine.teach import TeachConfig, teach
+from kdtool.engine.workspace import Workspace
+from kdtool.errors import Stopped
+from kdtool.methods import method
+from kdtool.methods.protocol import Method
+from kdtool.progress import Silent, StopRequest
+
+
+class StopAfter(StopRequest):
+    """Behaves as if SIGTERM came at the n-th safe point."""
+
+    def __init__(self, points: int) -> None:
+        super().__init__()
+        self.left = points
+
+    def requested(self) -> bool:
+        self.left -= 1
+        if self.left <= 0:
+            self.signal = 15
+        return super().requested()
+
+
+def often_stopped(run: Callable[[StopRequest], object], every: int) -> int:
+    """Runs again and again, each time stopped after `every` safe points; gives the number of stops."""
+    for stops in range(1000):
+        try:
+            run(StopAfter(every))
+        except Stopped as stopped:
+            assert stopped.exit_code == 143
+        else:
+            return stops
+    raise AssertionError("it never ends")
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    """The metrics without the seconds, which differ."""
+    import json
+
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+ADAM = replace(recipe("srm"), epochs=4, batch=32)
+
+
+@pytest.mark.parametrize(
+    ("methods", "plan"),
+    [
+        ((), None),
+        ((method("kda").with_options({"layers": "before_fc,after_fc"}),), None),
+        ((method("kda"), method("kd")), ADAM),
+    ],
+    ids=["none", "kda", "kda+kd with Adam and its resets"],
+)
+@pytest.mark.parametrize("every", [1, 4])
+def test_distill(
+    work: Callable[[], Workspace], plan: Recipe | None, methods: tuple[Method, ...], every: int
+) -> None:
+    from kdtool.engine.optim import recipe as named
+
+    chosen = plan or replace(named("kda"), epochs=3, batch=32, learning_rate=0.05)
+    config = DistillConfig("resnet8", methods, chosen, name="run", precision="float32", seed=3)
+    undisturbed, stopped = work(), work()
+    wanted = distill(undisturbed, config, Silent(), StopRequest())
+    stops = often_stopped(lambda stop: distill(stopped, config, Silent(), stop), every)
+    assert stops >= 8 // every
+    found = files.read_json(stopped.runs / "run" / "result.json", "")
+    assert found["weights_sha256"] == wanted["weights_sha256"]
+    assert rows(stopped.runs / "run") == rows(undisturbed.runs / "run")
+    assert not list((stopped.runs / "run").glob("state*"))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_teach(taught: Path, tmp_path: Path, plan: Recipe, every: int) -> None:
+    config = TeachConfig("made_up", "resnet8", plan, student="resnet8", views=3, precision="float32", validation=16)
+    stops = often_stopped(lambda stop: teach(Workspace(tmp_path), config, Silent(), stop), every)
+    assert stops >= 6 // every
+    for name in ("teacher.safetensors", "teacher.json", "teacher.split.json", "kdtool.toml"):
+        assert (tmp_path / name).read_bytes() == (taught / name).read_bytes()
+
+
+def cache_bytes(cache: Path) -> dict[str, bytes]:
+    """Every file of a cache but the record of who wrote it."""
+    skipped = ("provenance.jsonl", "lock")
+    return {
+        str(path.relative_to(cache)): path.read_bytes()
+        for path in sorted(cache.rglob("*"))
+        if path.is_file() and path.name not in skipped
+    }
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 1e9])
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_extract(taught: Path, tmp_path: Path, every: int, save_seconds: float) -> None:
+    asked = ExtractConfig(
+        batch=16, block=32, views=5, methods=(method("kda").with_options({"landmarks": "kmeans"}),), students=("resnet8",)
+    )
+    caches = []
+    for name in ("undisturbed", "stopped"):
+        shutil.copytree(taught, tmp_path / name)
+        workspace = Workspace.open(tmp_path / name)
+        caches.append(workspace.cache)
+
+        def run(stop: StopRequest, workspace: Workspace = workspace) -> None:
+            extract(workspace.cache, prepare(workspace, asked), Silent(), stop, save_seconds)
+
+        if name == "undisturbed":
+            run(StopRequest())
+        else:
+            assert often_stopped(run, every) >= 15 // every
+    assert cache_bytes(caches[0]) == cache_bytes(caches[1])
+
+
+def test_views_and_methods_that_are_added_later_change_nothing_that_is_there(taught: Path, tmp_path: Path) -> None:
+    kda = method("kda").with_options({"layers": "conv3_x,before_fc"})
+    once, grown = tmp_path / "once", tmp_path / "grown"
+    for folder in (once, grown):
+        shutil.copytree(taught, folder)
+
+    def run(folder: Path, **options: object) -> None:
+        workspace = Workspace.open(folder)
+        asked = ExtractConfig(batch=16, block=32, **options)  # type: ignore[arg-type]
+        extract(workspace.cache, prepare(workspace, asked), Silent(), StopRequest())
+
+    run(once, views=4, methods=(kda,), students=("resnet8",))
+    run(grown, views=2)
+    before = cache_bytes(Workspace(grown).cache)
+    run(grown, views=4)
+    run(grown, views=4, methods=(kda,), students=("resnet8",))
+    after = cache_bytes(Workspace(grown).cache)
+    assert after == cache_bytes(Workspace(once).cache)
+    chunks = {name: content for name, content in before.items() if "/c/" in name}
+    assert chunks
+    assert all(after[name] == content for name, content in chunks.items())

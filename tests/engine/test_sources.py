@@ -1,0 +1,147 @@
+"""Training from the cache is training with the living teacher: to the bit in float32, within a bound in float16."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdtool.cache import open_cache
+from kdtool.engine import distill as stage
+from kdtool.engine.distill import DistillConfig
+from kdtool.engine.optim import Recipe
+from kdtool.engine.runs import RunFolder
+from kdtool.engine.sources import CachedTeacher, LiveTeacher, Teller, as_tensors
+from kdtool.engine.train import Job, seeded, train
+from kdtool.engine.workspace import Workspace, read_record, read_teacher
+from kdtool.methods import method
+from kdtool.methods.protocol import Method
+from kdtool.models import create, tap_shapes
+from kdtool.progress import Silent, StopRequest
+from kdtool.targets import Batch
+
+CPU = torch.device("cpu")
+
+
+def make_job(workspace: Workspace, methods: Sequence[Method], plan: Recipe) -> Job:
+    """The job that `distill` would run, before it runs."""
+    cache = open_cache(workspace.cache)
+    config = DistillConfig("resnet8", tuple(methods), plan, seed=7)
+    facts = stage.facts_of(cache, config)
+    with seeded(config.seed):
+        student = create("resnet8", cache.layout.classes)
+    shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
+    needs = stage.needs_of(methods, shapes, cache.layout.tap_shapes, facts)
+    bound = tuple(
+        stage.bind(item, taps, shapes, cache, facts, added=number > 0)
+        for number, (item, taps) in enumerate(zip(methods, needs.taps, strict=True))
+    )
+    data = stage.data_of(workspace, cache, None)
+    stages = methods[0].stages(facts)
+    return stage.make_job(cache, data, student, stages, bound, needs, config, 3, CPU, "float32")
+
+
+def live(workspace: Workspace, job: Job, round_to: str = "float32") -> Job:
+    """The same job with the teacher running in every step."""
+    record = read_record(workspace.teacher)
+    cache = open_cache(workspace.cache)
+    targets = [t for item in job.bound for t in item.method.targets(cache.layout.tap_shapes, cache.layout.tap_shapes)]
+    fitted = {key: as_tensors(cache.fitted(key), CPU) for key in cache.fits}
+    teacher = read_teacher(workspace.teacher, record, CPU)
+    teller = Teller(teacher, tuple(dict.fromkeys(targets)), fitted, cache.layout.batch, "float32")
+    return replace(job, source=LiveTeacher(teller, job.train.images, round_to))
+
+
+def weights(job: Job, folder: Path) -> dict[str, torch.Tensor]:
+    running = train(job, RunFolder(folder, {"command": "test"}), Silent(), StopRequest())
+    return {**job.student.state_dict(), **{f"adapters.{k}": v for k, v in running.adapters.state_dict().items()}}
+
+
+KDA_OPTIONS = [
+    {"layers": "before_fc"},
+    {"layers": "after_fc,before_fc", "teacher_landmarks": "fixed"},
+    {"layers": "before_fc", "whiten": "true", "rank": "3"},
+    {"landmarks": "random", "count": "5"},
+]
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        (method("kd"),),
+        *((method("kda").with_options(options),) for options in KDA_OPTIONS),
+        (method("kda"), method("kd").with_options({"weight": "1"})),
+    ],
+    ids=lambda methods: "+".join(item.name for item in methods),
+)
+def test_float32_cache_trains_to_the_bits_of_the_live_teacher(
+    work: Callable[[], Workspace], plan: Recipe, tmp_path: Path, methods: tuple[Method, ...]
+) -> None:
+    workspace = work()
+    cached = weights(make_job(workspace, methods, plan), tmp_path / "cached")
+    alive = weights(live(workspace, make_job(workspace, methods, plan)), tmp_path / "live")
+    assert cached.keys() == alive.keys()
+    odd = [name for name in cached if not torch.equal(cached[name], alive[name])]
+    assert odd == []
+
+
+def test_the_comparison_notices_another_teacher(work: Callable[[], Workspace], plan: Recipe, tmp_path: Path) -> None:
+    workspace = work()
+    cached = weights(make_job(workspace, (method("kd"),), plan), tmp_path / "cached")
+    job = live(workspace, make_job(workspace, (method("kd"),), plan))
+    assert isinstance(job.source, LiveTeacher)
+    with torch.no_grad():
+        next(job.source.teller.model.parameters()).mul_(1.001)
+    assert any(not torch.equal(cached[name], value) for name, value in weights(job, tmp_path / "live").items())
+
+
+def batch_of(positions: np.ndarray, view: int) -> Batch:
+    indices = torch.from_numpy(positions)
+    return Batch(indices, indices % 4, view, "distill", 0, 0, torch.Generator())
+
+
+def test_rows_of_any_batch_are_the_teachers(work: Callable[[], Workspace], plan: Recipe) -> None:
+    workspace = work()
+    job = make_job(workspace, (method("kda").with_options({"layers": "before_fc,after_fc"}),), plan)
+    alive = live(workspace, job)
+    assert job.source is not None
+    assert alive.source is not None
+    random = np.random.default_rng(0)
+    for size in (1, 7, 16, 33, 80):
+        batch = batch_of(random.permutation(80)[:size], int(random.integers(3)))
+        cached, told = job.source.read(batch), alive.source.read(batch)
+        for key in ("logits", "before_fc"):
+            assert torch.equal(cached[key]["values"], told[key]["values"])
+
+
+def test_rows_read_one_by_one_equal_the_resident_slice(work: Callable[[], Workspace], plan: Recipe) -> None:
+    workspace = work()
+    cache = open_cache(workspace.cache)
+    targets = method("kda").targets(cache.layout.tap_shapes, cache.layout.tap_shapes)
+    batch = batch_of(np.random.default_rng(1).permutation(80)[:32], 2)
+    resident = CachedTeacher(cache, targets, CPU).read(batch)
+    by_row = CachedTeacher(cache, targets, CPU, resident=0).read(batch)
+    assert torch.equal(resident["before_fc"]["values"], by_row["before_fc"]["values"])
+
+
+def test_float16_rows_are_within_half_a_unit_in_the_last_place(taught: Path, tmp_path: Path, plan: Recipe) -> None:
+    from shutil import copytree
+
+    from kdtool.engine.extract import extract
+    from kdtool.engine.prepare import ExtractConfig, prepare
+
+    copytree(taught, tmp_path / "half")
+    workspace = Workspace.open(tmp_path / "half")
+    extract(workspace.cache, prepare(workspace, ExtractConfig(batch=16)), Silent(), StopRequest())
+    job = make_job(workspace, (method("kda").with_options({"layers": "before_fc,after_fc"}),), plan)
+    alive = live(workspace, job)
+    assert job.source is not None
+    assert alive.source is not None
+    batch = batch_of(np.arange(80), 1)
+    stored, exact = job.source.read(batch), alive.source.read(batch)
+    for key in ("logits", "before_fc"):
+        error = (stored[key]["values"] - exact[key]["values"]).abs()
+        assert float((error - exact[key]["values"].abs() * 2.0**-11).max()) <= 2.0**-25  # half an ulp; subnormals
+        assert float(error.max()) > 0
