@@ -141,10 +141,10 @@ class CacheWriter:
         if self._torn:  # an append failed and may have left half a line: nothing may follow it
             journal.fold(self.cache.path, self.cache.manifest)
         self._torn = True
-        self.cache.manifest.add(addition)
-        wanted = tree.metadata(self.cache.manifest)
         journal.append(self.cache.path, addition)
         self._torn = False
+        self.cache.manifest.add(addition)
+        wanted = tree.metadata(self.cache.manifest)
         changed = [(name, content) for name, content in wanted.items() if self._published.get(name) != content]
         write_files(self.cache.path, changed)
         self._published = wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,8 @@ def distill(
         for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
     )
     check_schedule(stages, bound, config.recipe)
-    folder = RunFolder(workspace.runs / config.title, {**config.plain(), "views": views})
+    resolved = replace(config, views=views, precision=precision)
+    folder = RunFolder(workspace.runs / config.title, resolved.plain())
     with files.lock(folder.path / "lock", "training in"):
         known = folder.result
         if known is not None:

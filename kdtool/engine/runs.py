@@ -32,9 +32,13 @@ def toml(values: dict[str, Any]) -> str:
     lines = [f"{key} = {_scalar(value)}" for key, value in values.items() if _is_scalar(value)]
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            lines += ["", f"[{_scalar(key) if '.' in key else key}]"]
-            lines += [f"{_scalar(name)} = {_scalar(item)}" for name, item in value.items() if item is not None]
+            lines += ["", f"[{key}]"]
+            lines += [f"{_key(name)} = {_scalar(item)}" for name, item in value.items() if item is not None]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return f'"{name}"' if "." in name else name
 
 
 def _is_scalar(value: Any) -> bool:

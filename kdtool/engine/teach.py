@@ -1,6 +1,6 @@
 """Trains a teacher, or any network, on labels alone, and writes what the next stages need of it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def teach(
             raise unknown("network", name, MODELS)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    folder = RunFolder(workspace.runs / "teacher", plain_config("teach", config))
+    folder = RunFolder(workspace.runs / "teacher", plain_config("teach", replace(config, precision=precision)))
     with files.lock(folder.path / "lock", "training in"):
         known = folder.result
         if known is not None and workspace.teacher.exists():

@@ -118,7 +118,7 @@ def train(
 ) -> Running:
     """Runs all stages, from the state in `folder` where there is one; the job's student holds the result."""
     check_schedule(job.stages, job.bound, job.recipe)
-    running = _resume(job, folder) or _begin(job, 0)
+    running = _resume(job, folder) or begin(job, 0)
     if running.epoch or running.done:
         progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
     while True:
@@ -127,11 +127,12 @@ def train(
         if running.stage + 1 == len(job.stages):
             return running
         progress.note(f"stage {job.stages[running.stage].name} ends, {job.stages[running.stage + 1].name} begins")
-        running = _begin(job, running.stage + 1, running)
+        running = begin(job, running.stage + 1, running)
         _save(job, running, folder)
 
 
-def _begin(job: Job, number: int, before: Running | None = None) -> Running:
+def begin(job: Job, number: int, before: Running | None = None) -> Running:
+    """The state at the start of a stage, whose adapters and generator are seeded by the run's seed and its number."""
     stage = job.stages[number]
     for name, parameter in job.student.named_parameters():
         parameter.requires_grad_(stage.trains is None or name.startswith(stage.trains))
@@ -184,7 +185,7 @@ def _run_stage(
                 running.optimizer = build_optimizer(plan, trained)
             job.student.train()
             while running.done < len(slices):
-                _step(job, stage, plan, running, reader, order[slices[running.done]], view, len(slices))
+                step(job, stage, plan, running, reader, order[slices[running.done]], view, len(slices))
                 running.done += 1
                 progress.advance(1)
                 if running.done % CHECK_STEPS == 0:
@@ -207,7 +208,7 @@ def _active(job: Job, stage: Stage) -> tuple[Bound, ...]:
     return job.bound if stage.task else job.bound[:1]
 
 
-def _step(
+def step(
     job: Job,
     stage: Stage,
     plan: Recipe,
@@ -217,6 +218,7 @@ def _step(
     view: int,
     steps: int,
 ) -> None:
+    """One step of the optimiser on the samples at `positions` (b,); `steps` are those of an epoch."""
     begun = time.perf_counter()
     number = running.epoch * steps + running.done
     for group in running.optimizer.param_groups:
@@ -401,7 +403,7 @@ def _resume(job: Job, folder: RunFolder) -> Running | None:
     if state is None:
         return None
     tensors, plain = state
-    running = _begin(job, plain["stage"])
+    running = begin(job, plain["stage"])
     job.student.load_state_dict(checkpoint.selected("student", tensors))
     running.adapters.load_state_dict(checkpoint.selected("adapters", tensors))
     checkpoint.restore_optimizer(running.optimizer, checkpoint.selected("optimizer", tensors), plain["optimizer"])

@@ -90,11 +90,13 @@ def test_agrees_with_exact_arithmetic(kind, shape, gap):
     for name, student in students.items():
         expected = exact(student, teacher)
         assert 0.3 * gap < expected < 30 * gap, name
-        assert transfer_loss(student, teacher) == pytest.approx(expected, rel=1e-9), name
-        assert gram_gap(student, teacher, algorithm="aligned").loss == pytest.approx(expected, rel=1e-9), name
-        assert gram_gap(student, teacher, algorithm="blocked", block=7).loss == pytest.approx(expected, rel=1e-9), name
+        assert transfer_loss(student, teacher) == pytest.approx(expected, rel=1e-9, abs=0), name
+        assert gram_gap(student, teacher, algorithm="aligned").loss == pytest.approx(expected, rel=1e-9, abs=0), name
+        assert gram_gap(student, teacher, algorithm="blocked", block=7).loss == pytest.approx(
+            expected, rel=1e-9, abs=0
+        ), name
         swapped = gram_gap(teacher, student)
-        assert swapped.loss == pytest.approx(exact(teacher, student), rel=1e-9), name
+        assert swapped.loss == pytest.approx(exact(teacher, student), rel=1e-9, abs=0), name
 
 
 @pytest.mark.parametrize("kind", ["normal", "positive"])
@@ -103,7 +105,7 @@ def test_the_rotation_leaves_room_below_the_promised_error(kind):
         rng = np.random.default_rng(seed)
         teacher = sample(rng, 60, 12, kind)
         student = teacher * (1 + 5e-7) @ orthogonal(rng, 12, 12 + seed)
-        assert transfer_loss(student, teacher) == pytest.approx(exact(student, teacher), rel=4e-10), seed
+        assert transfer_loss(student, teacher) == pytest.approx(exact(student, teacher), rel=4e-10, abs=0), seed
 
 
 @pytest.mark.parametrize(("d_student", "d_teacher"), [(16, 16), (8, 24), (24, 8), (1, 5)])
@@ -114,10 +116,12 @@ def test_all_algorithms_agree_with_the_dense_kernels(d_student, d_teacher, dtype
     expected = dense(student, teacher)
     for algorithm in ALGORITHMS:
         found = gram_gap(student, teacher, algorithm=algorithm, block=64)
-        assert found.loss == pytest.approx(expected, rel=1e-12)
-        assert found.difference_norm == pytest.approx(np.linalg.norm(kernel(student) - kernel(teacher)), rel=1e-12)
-        assert found.teacher_norm == pytest.approx(np.linalg.norm(kernel(teacher)), rel=1e-12)
-        assert found.student_norm == pytest.approx(np.linalg.norm(kernel(student)), rel=1e-12)
+        assert found.loss == pytest.approx(expected, rel=1e-12, abs=0)
+        assert found.difference_norm == pytest.approx(
+            np.linalg.norm(kernel(student) - kernel(teacher)), rel=1e-12, abs=0
+        )
+        assert found.teacher_norm == pytest.approx(np.linalg.norm(kernel(teacher)), rel=1e-12, abs=0)
+        assert found.student_norm == pytest.approx(np.linalg.norm(kernel(student)), rel=1e-12, abs=0)
         sizes = found.samples, found.student_width, found.teacher_width, found.algorithm
         assert sizes == (300, d_student, d_teacher, algorithm)
 
@@ -145,7 +149,7 @@ def test_equal_kernels_have_no_gap(shape, kind):
 def test_a_student_of_zeros_has_the_loss_one(algorithm):
     teacher = sample(np.random.default_rng(2), 20, 5)
     found = gram_gap(np.zeros((20, 3)), teacher, algorithm=algorithm)
-    assert (found.loss, found.student_norm) == (pytest.approx(1.0, rel=1e-15), 0.0)
+    assert (found.loss, found.student_norm) == (pytest.approx(1.0, rel=1e-15, abs=0), 0.0)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -160,10 +164,10 @@ def test_features_of_any_magnitude(algorithm, power, monkeypatch):
         expected = gram_gap(student, teacher, algorithm=algorithm)
         scale = 10.0**power
         found = gram_gap(student * scale, teacher * scale, algorithm=algorithm)
-        assert found.loss == pytest.approx(expected.loss, rel=1e-9)
-        assert found.teacher_norm == pytest.approx(expected.teacher_norm * scale * scale, rel=1e-9)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-9, abs=0)
+        assert found.teacher_norm == pytest.approx(expected.teacher_norm * scale * scale, rel=1e-9, abs=0)
     tiny_student = gram_gap(student * 1e-150, teacher, algorithm=algorithm)
-    assert tiny_student.loss == pytest.approx(1.0, rel=1e-15)
+    assert tiny_student.loss == pytest.approx(1.0, rel=1e-15, abs=0)
 
 
 def test_norms_beyond_float64_are_refused():
@@ -202,9 +206,9 @@ def test_tensors_of_every_type_are_read():
     student, teacher = torch.from_numpy(sample(rng, 50, 4)), torch.from_numpy(sample(rng, 50, 6))
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         s, t = student.to(dtype).requires_grad_(), teacher.to(dtype)
-        assert transfer_loss(s, t) == pytest.approx(dense(s.detach().double(), t.double()), rel=1e-12)
+        assert transfer_loss(s, t) == pytest.approx(dense(s.detach().double(), t.double()), rel=1e-12, abs=0)
     counts = np.arange(12, dtype=np.uint8).reshape(4, 3)
-    assert transfer_loss(counts, counts * 2) == pytest.approx(0.75, rel=1e-15)
+    assert transfer_loss(counts, counts * 2) == pytest.approx(0.75, rel=1e-15, abs=0)
 
 
 def test_an_iterator_is_refused_before_it_is_touched():

@@ -46,15 +46,20 @@ def labels(part: str) -> np.ndarray[Any, Any]:
     return np.arange(LAYOUT.samples[part]) % 5
 
 
-def commit_missing(writer: CacheWriter, part: str, view: int) -> None:
-    """What an extract does: each block that a key lacks, with all keys that lack it."""
+Done = list[tuple[str, str, int, int]]
+
+
+def commit_missing(writer: CacheWriter, part: str, view: int, done: Done | None = None) -> None:
+    """What an extract does: each block that a key lacks, with all keys that lack it; appends what was done to `done`."""
     for block in range(LAYOUT.blocks(part)):
         keys = [key for key in KEYS if block in writer.missing(part, key, view)]
         if keys:
             writer.commit(part, view, block, {key: rows_of_block(part, key, view, block) for key in keys})
+            if done is not None:
+                done += [(part, key, view, block) for key in keys]
 
 
-def session(root: Path, views: dict[str, int] = VIEWS) -> None:
+def session(root: Path, views: dict[str, int] = VIEWS, done: Done | None = None) -> None:
     """Creates the tiny cache, or goes on where an earlier session was killed."""
     with create_or_open(root, IDENTITY, LAYOUT) as writer:
         for part in views:
@@ -64,7 +69,7 @@ def session(root: Path, views: dict[str, int] = VIEWS) -> None:
             writer.declare(key, contents)
         for part, number in views.items():
             for view in range(number):
-                commit_missing(writer, part, view)
+                commit_missing(writer, part, view, done)
 
 
 def tree(root: Path) -> dict[str, bytes]:

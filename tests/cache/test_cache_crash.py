@@ -29,7 +29,7 @@ class Disk:
     """Counts the calls that change a disk; the call `fail_at` does half of its work and then fails with `error`."""
 
     def __init__(self, patch, fail_at=None, error=Killed):
-        self.calls, self.fail_at, self.error = 0, fail_at, error
+        self.calls, self.fail_at, self.error, self.done = 0, fail_at, error, []
         self.contents, self.names, self._handles = {}, {}, []
         self._open, self._replace, self._unlink = Path.open, os.replace, os.unlink
         patch.setattr(Path, "open", lambda path, mode="r", *rest: self._opened(path, mode, *rest))
@@ -96,12 +96,15 @@ class _Torn:
         return self._file.write(content)
 
 
-def assert_what_is_there_is_right(root, tiny):
-    """Whatever state a cache is in, what it says to hold has the right values."""
+def assert_what_is_there_is_right(root, tiny, done=()):
+    """Whatever state a cache is in, it holds each block that is done, and what it says to hold has the right values."""
     try:
         cache = open_cache(root)
     except UsageError:
+        assert not done
         return  # killed before there was a cache
+    for part, key, view, block in done:
+        assert block not in cache.missing(part, key, view)
     for key, contents in cache.contents.items():
         for part in tiny.layout.samples:
             for view in range(cache.views(key, part)):
@@ -129,7 +132,7 @@ def fail(monkeypatch, tiny, root, fail_at, error):
     with monkeypatch.context() as patch:
         disk = Disk(patch, fail_at, error)
         try:
-            tiny.session(root, FEW)
+            tiny.session(root, FEW, disk.done)
         except (Killed, ResourceError, OSError):
             assert disk.calls >= fail_at
         else:
@@ -146,8 +149,9 @@ def test_a_session_that_fails_at_any_call_is_finished_to_the_same_bytes(
     files, calls = wanted
     for fail_at in range(first, calls + 1, step):
         root = tmp_path / str(fail_at)
-        assert fail(monkeypatch, tiny, root, fail_at, error).calls >= fail_at
-        assert_what_is_there_is_right(root, tiny)
+        disk = fail(monkeypatch, tiny, root, fail_at, error)
+        assert disk.calls >= fail_at
+        assert_what_is_there_is_right(root, tiny, disk.done)
         tiny.session(root, FEW)
         assert tiny.tree(root) == files, f"call {fail_at}"
 
@@ -157,8 +161,9 @@ def test_a_session_is_finished_after_a_loss_of_power_at_any_call(wanted, tmp_pat
     for fail_at in range(2, calls + 1, 4):
         root, left = tmp_path / str(fail_at), tmp_path / f"{fail_at}-left"
         root.mkdir()
-        fail(monkeypatch, tiny, root, fail_at, Killed).after_power_loss(root.stat().st_ino, left)
-        assert_what_is_there_is_right(left, tiny)
+        disk = fail(monkeypatch, tiny, root, fail_at, Killed)
+        disk.after_power_loss(root.stat().st_ino, left)
+        assert_what_is_there_is_right(left, tiny, disk.done)
         tiny.session(left, FEW)
         assert tiny.tree(left) == files, f"call {fail_at}"
 

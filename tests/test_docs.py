@@ -1,0 +1,67 @@
+"""Every command of the README runs, in order, as it is typed but for its size: fewer epochs and views, small networks."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdtool.cli.main import run
+
+README = Path(__file__).parents[1] / "README.md"
+SMALLER = {"resnet34": "resnet8", "resnet18": "resnet8", "resnet14": "resnet8", "--views 20": "--views 3"}
+SMALLER |= {"--views 40": "--views 3", "--epochs 8": "--epochs 2"}
+
+
+def blocks() -> list[list[str]]:
+    """The commands of each shell block."""
+    found = re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    return [block.strip().splitlines() for block in found]
+
+
+def smaller(command: str) -> list[str]:
+    """A command's words, made small."""
+    for typed, small in SMALLER.items():
+        command = command.replace(typed, small)
+    words = shlex.split(command)
+    trains = words[1] in ("teach", "distill")
+    if trains and "--epochs" not in words:
+        words += ["--epochs", "2"]
+    if trains and "--batch" not in words:
+        words += ["--batch", "32"]
+    return words
+
+
+def tiny_cifar100(folder: Path) -> None:
+    """CIFAR-100's binary form with 200 and 100 images."""
+    random = np.random.default_rng(0)
+    (folder / "cifar-100-binary").mkdir(parents=True)
+    for name, count in (("train", 200), ("test", 100)):
+        records = random.integers(0, 256, (count, 3074), dtype=np.uint8)
+        records[:, 0] = 0
+        records[:, 1] = np.arange(count) % 100
+        (folder / "cifar-100-binary" / f"{name}.bin").write_bytes(records.tobytes())
+    names = "\n".join(f"class{number}" for number in range(100))
+    (folder / "cifar-100-binary" / "fine_label_names.txt").write_text(names + "\n")
+
+
+def test_there_are_two_blocks() -> None:
+    assert len(blocks()) == 2
+    assert all(line.startswith("kdtool ") for block in blocks() for line in block)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["digits", "cifar100"])
+def test_readme(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    tiny_cifar100(tmp_path / "data")
+    for command in blocks()[number]:
+        assert run(smaller(command)[1:]) == 0, command
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
+    missing = [link for link in links if not link.startswith("http") and not (README.parent / link).exists()]
+    assert missing == []
