@@ -78,4 +78,8 @@ def _parse(body: dict[str, Any], lines: list[dict[str, Any]]) -> Manifest:
         raise ValueError("identity_digest is not that of the identity")
     for addition in [body, *lines]:
         manifest.add(addition)
+    there = {grid.path for grid in manifest.whole_grids()}
+    for key, fit in manifest.fits.items():
+        if not there >= {f"fitted/{key}/{name}" for name in fit.arrays}:
+            raise ValueError(f"fit {key} is not whole")
     return manifest

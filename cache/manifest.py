@@ -54,8 +54,9 @@ class Manifest:
         return [self.layout.grid(part, key, name, spec, views) for name, spec in sorted(arrays.items())]
 
     def whole_grids(self) -> list[Grid]:
-        """The arrays without views that are there: labels, indices and the results of fits."""
-        return [grid for grid in self._grids.values() if grid.views is None and grid.file(0) in self.files]
+        """The arrays without views that are there, whole: labels, indices and the results of fits."""
+        grids = (grid for grid in self._grids.values() if grid.views is None)
+        return [grid for grid in grids if all(grid.file(chunk) in self.files for chunk in range(grid.chunks))]
 
     def parts(self, key: str) -> list[str]:
         """The parts in which a key has arrays: train, and every other in which a block was committed."""

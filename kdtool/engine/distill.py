@@ -52,14 +52,9 @@ class DistillConfig:
 
     @property
     def title(self) -> str:
-        """The name of the run's folder: student, methods, layers and seed."""
-        if self.name:
-            return self.name
-        parts = [self.student]
-        for method in self.methods or ():
-            layers = getattr(method, "layers", ())
-            parts.append("-".join([method.name, *layers]))
-        return "-".join([*parts, *(() if self.methods else ("none",)), f"seed{self.seed}"])
+        """The name of the run's folder: student, methods with their layers and what is not default, and seed."""
+        named = [part for method in self.methods for part in _title(method)]
+        return self.name or "-".join([self.student, *(named or ["none"]), f"seed{self.seed}"])
 
     def plain(self) -> dict[str, Any]:
         """As the plain values of config.toml."""
@@ -73,6 +68,12 @@ class DistillConfig:
             if value is not None
         }
         return {**values, "method": names[0] if names else "none", "with": names[1:], "recipe": recipe, "set": options}
+
+
+def _title(method: Method) -> list[str]:
+    defaults, parts = method.options(), [method.name, *getattr(method, "layers", ())]
+    changed = {key: value for key, value in vars(method).items() if key != "layers" and value != defaults[key]}
+    return [*parts, *(f"{key}={value}" for key, value in changed.items())]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def distill(
     with files.lock(folder.path / "lock", "training in"):
         known = folder.result
         if known is not None:
+            checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
         files.write_json(folder.path / "environment.json", environment(device, precision))

@@ -67,6 +67,7 @@ def teach(
     with files.lock(folder.path / "lock", "training in"):
         known = folder.result
         if known is not None and workspace.teacher.exists():
+            checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
         found = data.load(config.data, Path(config.data_folder) if config.data_folder else None)

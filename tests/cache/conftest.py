@@ -50,7 +50,7 @@ Done = list[tuple[str, str, int, int]]
 
 
 def commit_missing(writer: CacheWriter, part: str, view: int, done: Done | None = None) -> None:
-    """What an extract does: each block that a key lacks, with all keys that lack it; appends what was done to `done`."""
+    """What an extract does: each block that a key lacks, with all keys that lack it; `done` grows by it."""
     for block in range(LAYOUT.blocks(part)):
         keys = [key for key in KEYS if block in writer.missing(part, key, view)]
         if keys:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtool import files
-from kdtool.cache import ArraySpec, Contents, Layout, create_or_open, difference, open_cache
+from kdtool.cache import ArraySpec, Contents, Layout, create_or_open, difference, journal, open_cache
 from kdtool.cache.identity import identity_digest
 from kdtool.errors import IdentityError, ResourceError, UsageError
 
@@ -232,3 +232,23 @@ def test_a_reader_beside_a_writer_sees_what_was_committed_when_it_opened(tmp_pat
             assert cached.shape == (views, 10, 5)
             for view in range(views):
                 np.testing.assert_array_equal(cached.read(view), tiny.values("train", "logits", "values", view))
+
+
+@pytest.mark.parametrize("first", ["read_lines", "_read_manifest"])
+def test_a_journal_that_is_folded_while_a_reader_opens_takes_nothing_away(first, tmp_path, tiny, monkeypatch):
+    root = tmp_path / "cache"
+    with create_or_open(root, tiny.identity, tiny.layout) as writer:
+        writer.declare("logits", tiny.keys["logits"])
+        tiny_rows = [tiny.rows_of_block("train", "logits", 0, block) for block in range(2)]
+        for block, rows in enumerate(tiny_rows):
+            writer.commit("train", 0, block, {"logits": rows})
+
+        read = getattr(journal, first)
+
+        def then_fold(*given):
+            found = read(*given)
+            writer.finish()
+            return found
+
+        monkeypatch.setattr(journal, first, then_fold)
+        assert open_cache(root).views("logits") == 1

@@ -1,0 +1,244 @@
+"""Finished runs, read from their folders for a report: checked, labelled, and grouped over seeds.
+
+Left out: unfinished runs, which are named with the reason, and everything that is drawn or written from the results.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdtool import files
+from kdtool.engine.runs import read_toml
+from kdtool.errors import DamageError, KdtoolError, UsageError
+
+ORDER = ("", "kd", "kda")  # of students: no teacher, then these; other methods follow by name
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of metrics.jsonl: the weighted training loss and the accuracies in percent."""
+
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. Accuracies in percent; seconds by part, "total" among them; gaps: (layer, part) -> loss."""
+
+    folder: Path
+    command: str
+    network: str
+    methods: tuple[str, ...]
+    options: dict[str, Any]
+    seed: int
+    parameters: int
+    last: float
+    best: float
+    validation_best: float | None
+    seconds: dict[str, float]
+    teacher_network: str
+    teacher_sha256: str
+    teacher_accuracy: float
+    cache_identity: str | None
+    cache_bytes: int | None
+    weights_sha256: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    epochs: tuple[Epoch, ...]
+    gaps: dict[tuple[str, str], float]
+
+    @property
+    def label(self) -> str:
+        """What was trained, in words: "teacher", "no teacher", or the methods with their layers."""
+        if self.command == "teach":
+            return "teacher"
+        names = []
+        for name in self.methods:
+            layers = self.options.get(f"{name}.layers")
+            names.append(f"{name} {', '.join(map(str, layers))}" if isinstance(layers, list) and layers else name)
+        return " + ".join(names) or "no teacher"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that makes the run what it is, save its seed, as one flat dictionary."""
+        flat = {"cache": self.cache_identity, "teacher": self.teacher_sha256 if self.command != "teach" else None}
+        for key, value in self.config.items():
+            flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+        return {key: value for key, value in flat.items() if key != "seed"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed only."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether these are runs of `kdtool teach`."""
+        return self.runs[0].command == "teach"
+
+    def values(self, of: Callable[[Run], float | None]) -> list[float]:
+        """One value of every run that has it."""
+        return [value for run in self.runs if (value := of(run)) is not None]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A run folder that cannot be shown, and why."""
+
+    name: str
+    reason: str
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; None for the latter where there is one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Skipped]]:
+    """Every finished run in the given run folders and folders of run folders, and what had to be left out.
+
+    Raises UsageError where there is no run at all; with nothing but damaged runs, the first one's error.
+    """
+    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(path)))
+    runs, skipped, errors = [], [], []
+    for folder in folders:
+        try:
+            if (folder / "result.json").exists():
+                runs.append(read_run(folder))
+            else:
+                skipped.append(Skipped(folder.name, "not finished: it has no result.json"))
+        except KdtoolError as error:
+            errors.append(error)
+            skipped.append(Skipped(folder.name, str(error).replace(f"{folder}/", "")))
+    if not runs and errors:
+        raise errors[0]
+    if not runs:
+        named = ", ".join(str(path) for path in paths)
+        raise UsageError(f"no finished run in {named}; name a run folder or a folder of runs, such as runs")
+    return runs, skipped
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The path itself where it is a run folder, else those directly in it or in its runs/."""
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a folder; name a run folder or a folder of runs")
+
+    def is_run(folder: Path) -> bool:
+        return (folder / "config.toml").exists() or (folder / "result.json").exists()
+
+    if is_run(path):
+        return [path.resolve()]
+    return [child.resolve() for base in (path, path / "runs") for child in sorted(base.glob("*/")) if is_run(child)]
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run; DamageError or UsageError names the file that cannot be read."""
+    repair = "run it again into another folder"
+    for name in ("config.toml", "environment.json", "metrics.jsonl", "result.json"):
+        if not (folder / name).exists():
+            raise DamageError(f"{folder / name} is missing; {repair}")
+    config = read_toml(folder / "config.toml")
+    environment = files.read_json(folder / "environment.json", repair)
+    result = files.read_json(folder / "result.json", repair)
+    gaps: dict[str, Any] = {"gaps": []}
+    if (folder / "gram-gap.json").exists():
+        gaps = files.read_json(folder / "gram-gap.json", "remove it and run `kdtool analyze gram-gap` again")
+    name = "metrics.jsonl"
+    try:
+        epochs = tuple(read_epoch(line) for line in (folder / name).read_text(encoding="utf-8").splitlines())
+        name = "gram-gap.json"
+        losses = {(str(gap["layer"]), str(gap["part"])): float(gap["loss"]) for gap in gaps["gaps"]}
+        name = "result.json"
+        return make_run(folder, result, config, environment, epochs, losses)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"is not as kdtool writes it ({error})"
+        raise DamageError(f"{folder / name} {what}; {repair}") from None
+
+
+def read_epoch(line: str) -> Epoch:
+    """One line of metrics.jsonl; what was not measured or is not finite becomes NaN."""
+    row = json.loads(line)
+
+    def number(name: str) -> float:
+        return math.nan if row[name] is None else float(row[name])
+
+    return Epoch(number("loss"), number("train_accuracy"), number("test_accuracy"))
+
+
+def make_run(
+    folder: Path,
+    result: dict[str, Any],
+    config: dict[str, Any],
+    environment: dict[str, Any],
+    epochs: tuple[Epoch, ...],
+    gaps: dict[tuple[str, str], float],
+) -> Run:
+    """A run from the plain values of its files."""
+    validation, cache, teacher = result["validation_accuracy"], result["cache"], result["teacher"]
+    return Run(
+        folder=folder,
+        command=str(result["command"]),
+        network=str(result["network"]),
+        methods=tuple(str(name) for name in result["method"]),
+        options=dict(result["options"]),
+        seed=int(result["seed"]),
+        parameters=int(result["parameters"]),
+        last=float(result["test_accuracy"]["last"]),
+        best=float(result["test_accuracy"]["best"]),
+        validation_best=None if validation is None else float(validation["best"]),
+        seconds={str(part): float(value) for part, value in {"total": math.nan, **result["seconds"]}.items()},
+        teacher_network=str(teacher["network"]),
+        teacher_sha256=str(teacher["sha256"]),
+        teacher_accuracy=float(teacher["test_accuracy"]),
+        cache_identity=None if cache is None else str(cache["identity"]),
+        cache_bytes=None if cache is None else int(cache["bytes"]),
+        weights_sha256=str(result["weights_sha256"]),
+        config=config,
+        environment=environment,
+        epochs=epochs,
+        gaps=gaps,
+    )
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs that differ in the seed only, together: teachers first, then students without a teacher, kd, kda, others."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(files.canonical([run.command, plain(run.settings)]), []).append(run)
+    groups = [Group(members[0].label, tuple(sorted(members, key=lambda run: run.seed))) for members in found.values()]
+    return sorted((replace(group, label=full_label(group, groups)) for group in groups), key=place)
+
+
+def plain(settings: dict[str, Any]) -> dict[str, str]:
+    """Settings as text, so that any two compare."""
+    return {key: str(value) for key, value in settings.items()}
+
+
+def full_label(group: Group, groups: Sequence[Group]) -> str:
+    """The group's label, with the settings that tell it from groups that would be called the same."""
+    alike = [
+        plain(other.runs[0].settings)
+        for other in groups
+        if (other.label, other.runs[0].network) == (group.label, group.runs[0].network)
+    ]
+    own = plain(group.runs[0].settings)
+    differing = [key for key in own if len({other.get(key) for other in alike}) > 1]
+    told = [f"{key.rpartition('.')[2]} {own[key][:12]}" for key in differing[:3]]
+    return f"{group.label} ({', '.join(told)})" if told else group.label
+
+
+def place(group: Group) -> tuple[bool, str, int, str, str]:
+    """Where a group stands in the report."""
+    run = group.runs[0]
+    first = run.methods[0] if run.methods else ""
+    rank = ORDER.index(first) if first in ORDER else len(ORDER)
+    return run.command != "teach", run.network, rank, " + ".join(run.methods), group.label

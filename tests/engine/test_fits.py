@@ -1,0 +1,51 @@
+"""Fits give the same bytes whether the arrays are there or the teacher runs again, and equal naive means."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from kdtool.cache import create_or_open, open_cache
+from kdtool.engine import extract as stage
+from kdtool.engine.extract import Extraction, extract
+from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.engine.workspace import Workspace
+from kdtool.methods import method
+from kdtool.progress import Silent, StopRequest
+
+
+def job_in(taught: Path, folder: Path, views: int) -> tuple[Workspace, Extraction]:
+    shutil.copytree(taught, folder)
+    workspace = Workspace.open(folder)
+    kmeans = method("kda").with_options({"landmarks": "kmeans", "layers": "before_fc,conv4_x"})
+    asked = ExtractConfig(batch=16, block=32, views=views, fit_views=2, methods=(kmeans,), students=("resnet8",))
+    return workspace, prepare(workspace, asked)
+
+
+def test_fits_without_arrays_give_the_same_bytes(taught: Path, tmp_path: Path) -> None:
+    after, job = job_in(taught, tmp_path / "after", 3)
+    extract(after.cache, job, Silent(), StopRequest())
+    before, job = job_in(taught, tmp_path / "before", 3)
+    with create_or_open(before.cache, dict(job.identity), job.layout) as writer:
+        stage._Worker(job, writer, Silent(), StopRequest(), 1e9).fit(job.fits)
+    for fit in job.fits:
+        first, second = open_cache(after.cache).fitted(fit.key), open_cache(before.cache).fitted(fit.key)
+        assert first.keys() == second.keys()
+        assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_centres_are_the_means_of_the_stored_rows(taught: Path, tmp_path: Path) -> None:
+    workspace, job = job_in(taught, tmp_path / "work", 3)
+    extract(workspace.cache, job, Silent(), StopRequest())
+    cache = open_cache(workspace.cache)
+    labels = cache.labels("train")
+    for key in ("logits", "before_fc"):
+        centres = cache.fitted(f"centres.{key}")
+        for view in range(2):
+            rows = cache.array("train", key, "values").read(view).astype(np.float64)
+            for label in range(4):
+                expected = sum(row for row, of in zip(rows, labels, strict=True) if of == label)
+                expected = expected / int((labels == label).sum())
+                np.testing.assert_allclose(centres["views"][view, label], expected, rtol=1e-6)
+        clean = cache.array("train_clean", key, "values").read(0).astype(np.float64)
+        np.testing.assert_allclose(centres["clean"][1], clean[labels == 1].mean(0), rtol=1e-6)
