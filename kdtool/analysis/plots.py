@@ -65,8 +65,11 @@ def look(number: int) -> tuple[str, Any, str]:
 
 
 def curves(lines: Sequence[Line], reference: float | None = None, logarithmic: bool = False) -> Figure:
-    """Means over runs against the epoch, with a band from the lowest to the highest; the reference is the teacher's."""
-    figure, axes = canvas(210)
+    """Means over runs against the epoch, with a band from the lowest to the highest; the reference is the teacher's.
+
+    Unless logarithmic, the axis begins where the first quarter of the epochs ends: what follows is too close otherwise.
+    """
+    figure, axes = canvas(240)
     for line in lines:
         colour, dashes, marker = look(line.number)
         columns = list(zip(*line.runs, strict=False))
@@ -74,14 +77,17 @@ def curves(lines: Sequence[Line], reference: float | None = None, logarithmic: b
         means = [statistics.fmean(column) for column in columns]
         axes.plot(epochs, means, color=colour, linestyle=dashes, marker=marker if len(means) == 1 else "")
         if len(line.runs) > 1:
-            low, high = [min(column) for column in columns], [max(column) for column in columns]
-            axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+            lowest, highest = [min(column) for column in columns], [max(column) for column in columns]
+            axes.fill_between(epochs, lowest, highest, color=colour, alpha=0.2, linewidth=0)
     if logarithmic and all(value > 0 for line in lines for run in line.runs for value in run if math.isfinite(value)):
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
+    else:
+        low, high = limits(lines, reference)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.12 * (high - low))
     draw_reference(axes, reference)
     axes.xaxis.set_major_locator(whole_numbers())
-    axes.set_xlabel("epoch", color=INK)
+    axes.set_xlabel("epoch", color=INK, fontsize=11)
     return figure
 
 
@@ -102,25 +108,26 @@ def bars(points: Sequence[Point]) -> Figure:
                 ha=side,
                 va="bottom",
                 color=INK,
+                fontsize=11,
                 parse_math=False,
             )
     axes.set_ylim(len(points) - 0.6, -0.85)
     axes.set_xlim(left=0)
     axes.set_yticks([])
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("kernel transfer loss", color=INK)
+    axes.grid(visible=False)
+    axes.set_xlabel("kernel transfer loss", color=INK, fontsize=11)
     return figure
 
 
 def scatter(points: Sequence[Point], reference: float | None = None) -> Figure:
     """Accuracy against loss: the mean of every kind of run, with whiskers of one standard deviation."""
-    figure, axes = canvas(210)
+    figure, axes = canvas(240)
     for point in points:
         colour, _, marker = look(point.number)
         (x, dx), (y, dy) = spread(point.losses), spread(point.accuracies)
         axes.errorbar(x, y, xerr=dx, yerr=dy, color=colour, marker=marker, markersize=7, elinewidth=1.2)
     draw_reference(axes, reference)
-    axes.set_xlabel("kernel transfer loss", color=INK)
+    axes.set_xlabel("kernel transfer loss", color=INK, fontsize=11)
     return figure
 
 
@@ -145,11 +152,21 @@ def canvas(height: float, left: float = 40) -> tuple[Figure, Axes]:
     axes.set_facecolor("none")
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(color=FAINT, labelcolor=INK, length=0, labelsize=10)
+    axes.tick_params(color=FAINT, labelcolor=INK, length=0, labelsize=11)
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(FAINT)
     return figure, axes
+
+
+def limits(lines: Sequence[Line], reference: float | None) -> tuple[float, float]:
+    """Lowest and highest of the reference and of what is finite after the first quarter of the epochs."""
+    later: list[float] = [] if reference is None else [reference]
+    for line in lines:
+        for run in line.runs:
+            later += filter(math.isfinite, run[len(run) // 4 :])
+    low, high = min(later, default=0.0), max(later, default=1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def draw_reference(axes: Axes, reference: float | None) -> None:
@@ -165,6 +182,7 @@ def draw_reference(axes: Axes, reference: float | None) -> None:
         textcoords="offset points",
         ha="right",
         color=INK,
+        fontsize=11,
     )
 
 

@@ -37,6 +37,7 @@ class Run:
     methods: tuple[str, ...]
     options: dict[str, Any]
     seed: int
+    views: int
     parameters: int
     last: float
     best: float
@@ -156,7 +157,7 @@ def read_run(folder: Path) -> Run:
     try:
         epochs = tuple(read_epoch(line) for line in (folder / name).read_text(encoding="utf-8").splitlines())
         name = "gram-gap.json"
-        losses = {(str(gap["layer"]), str(gap["part"])): float(gap["loss"]) for gap in gaps["gaps"]}
+        losses = {(str(gap["layer"]), str(gap["part"])): finite(gap["loss"]) for gap in gaps["gaps"]}
         name = "result.json"
         return make_run(folder, result, config, environment, epochs, losses)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -172,6 +173,13 @@ def read_epoch(line: str) -> Epoch:
         return math.nan if row[name] is None else float(row[name])
 
     return Epoch(number("loss"), number("train_accuracy"), number("test_accuracy"))
+
+
+def finite(value: Any) -> float:
+    """A number that can be shown."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{value} where a finite number of at least 0 is expected")
+    return float(value)
 
 
 def make_run(
@@ -191,14 +199,15 @@ def make_run(
         methods=tuple(str(name) for name in result["method"]),
         options=dict(result["options"]),
         seed=int(result["seed"]),
+        views=int(result["views"] or 0),
         parameters=int(result["parameters"]),
-        last=float(result["test_accuracy"]["last"]),
-        best=float(result["test_accuracy"]["best"]),
-        validation_best=None if validation is None else float(validation["best"]),
+        last=finite(result["test_accuracy"]["last"]),
+        best=finite(result["test_accuracy"]["best"]),
+        validation_best=None if validation is None else finite(validation["best"]),
         seconds={str(part): float(value) for part, value in {"total": math.nan, **result["seconds"]}.items()},
         teacher_network=str(teacher["network"]),
         teacher_sha256=str(teacher["sha256"]),
-        teacher_accuracy=float(teacher["test_accuracy"]),
+        teacher_accuracy=finite(teacher["test_accuracy"]),
         cache_identity=None if cache is None else str(cache["identity"]),
         cache_bytes=None if cache is None else int(cache["bytes"]),
         weights_sha256=str(result["weights_sha256"]),

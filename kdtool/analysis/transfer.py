@@ -6,6 +6,7 @@ type that was stored, or, where asked for, from the teacher's network.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import augmentation_of, check_teacher, data_of
 from kdtool.engine.evaluate import vectors
+from kdtool.engine.lacking import extract_command
 from kdtool.engine.train import Labelled
 from kdtool.engine.workspace import Workspace, labelled, read_record, read_teacher
 from kdtool.errors import DamageError, UsageError
+from kdtool.methods import method
 from kdtool.methods.vectors import VALUES, known_layer, vector
 from kdtool.models import create, tap_shapes
 from kdtool.progress import Progress
@@ -73,7 +76,7 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
     checkpoint.load_weights(config.run / "student.safetensors", student, result["weights_sha256"])
     progress.note(f"features of {result['name']} over {len(images.labels):,} images")
     ours = vectors(student.to(device), images.images, len(images.labels), taps, "float32")
-    theirs = teacher_vectors(workspace, cache, config, taps, images, device)
+    theirs = teacher_vectors(workspace, cache, config, taps, images, device, result["network"])
     gaps = []
     for tap in taps:
         found = gram_gap(ours[tap], theirs[tap], algorithm=config.algorithm)
@@ -101,7 +104,13 @@ def part_images(workspace: Workspace, cache: Cache, config: GapConfig, device: t
 
 
 def teacher_vectors(
-    workspace: Workspace, cache: Cache, config: GapConfig, taps: Sequence[str], images: Labelled, device: torch.device
+    workspace: Workspace,
+    cache: Cache,
+    config: GapConfig,
+    taps: Sequence[str],
+    images: Labelled,
+    device: torch.device,
+    student: str,
 ) -> dict[str, npt.NDArray[Any]]:
     """The teacher's vectors (n, d) of every tap."""
     if config.fresh:
@@ -112,9 +121,12 @@ def teacher_vectors(
     for tap in taps:
         key = vector(tap).key
         if not cache.views(key, part):
+            needed = (method("kda").with_options({"layers": tap}),)
+            command = extract_command(workspace, cache, needed, student, config.data_folder)
+            views = max(cache.views("logits"), 1)
             raise DamageError(
-                f"the cache {cache.path} holds no {key} of clean {config.part} images; add it with `kdtool extract "
-                f"--for kda --set layers={tap} --clean {key}`, or give --fresh"
+                f"the cache {cache.path} holds no {key} of clean {config.part} images; add it with "
+                f"`{shlex.join([*command, '--clean', key, '--views', str(views)])}`, or give --fresh"
             )
         found[tap] = np.asarray(cache.array(part, key, VALUES).read(0))
     return found

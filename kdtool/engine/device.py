@@ -17,8 +17,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise unknown("device", name, ("auto", "cpu", "cuda")) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(f"no CUDA device was found for --device {name}; take --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise unknown("device", name, ("auto", "cpu", "cuda"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(
+            f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices; take another, or --device cpu"
+        )
     return device
 
 

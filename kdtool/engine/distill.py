@@ -16,13 +16,14 @@ from kdtool.data.augment import Augmentation
 from kdtool.data.dataset import Dataset
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
+from kdtool.engine.lacking import check_cache, extract_command, option_text
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
 from kdtool.engine.sources import CachedTeacher
 from kdtool.engine.teach import plain_config, summary
-from kdtool.engine.train import Bound, Job, check_schedule, seeded, train
+from kdtool.engine.train import Bound, Job, check_schedule, check_seed, seeded, train
 from kdtool.engine.workspace import Workspace, labelled, load_data
-from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.errors import IdentityError, UsageError
 from kdtool.methods.protocol import FittedResults, Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import create, parameters, tap_shapes
@@ -50,6 +51,14 @@ class DistillConfig:
     shuffle_block: int = 0
     data_folder: str | None = None
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for option, number in (("views", self.views), ("shuffle-block", self.shuffle_block)):
+            if number < 0:
+                raise UsageError(f"--{option} is at least 1, not {number}")
+        if self.name in (".", "..") or "/" in self.name:
+            raise UsageError(f"--run names a folder below runs/, so {self.name!r} cannot be its name")
+
     @property
     def title(self) -> str:
         """The name of the run's folder: student, methods with their layers and what is not default, and seed."""
@@ -73,7 +82,7 @@ class DistillConfig:
 def _title(method: Method) -> list[str]:
     defaults, parts = method.options(), [method.name, *getattr(method, "layers", ())]
     changed = {key: value for key, value in vars(method).items() if key != "layers" and value != defaults[key]}
-    return [*parts, *(f"{key}={value}" for key, value in changed.items())]
+    return [*parts, *(f"{key}={option_text(value)}" for key, value in changed.items())]
 
 
 @dataclass(frozen=True)
@@ -100,32 +109,6 @@ def needs_of(methods: Sequence[Method], student: Shapes, teacher: Shapes, facts:
     )
 
 
-def check_cache(cache: Cache, needs: Needs, views: int, command: str) -> None:
-    """Refuses a cache in which something that is needed is not there, with the command that adds it."""
-    lacking = [target.key for target in needs.targets if target.key not in cache.contents]
-    lacking += [fit for fit in needs.fits if fit not in cache.fits]
-    if lacking:
-        raise DamageError(f"the cache {cache.path} holds no {' and no '.join(lacking)}; add it with `{command}`")
-    for target in needs.targets:
-        held = cache.views(target.key)
-        if held < max(views, 1):
-            raise DamageError(
-                f"the cache {cache.path} holds {held} complete views of {target.key}, and {max(views, 1)} are needed; "
-                f"add them with `{command} --views {max(views, 1)}`"
-            )
-        stored = cache.contents[target.key]
-        if stored.version != target.version:
-            raise IdentityError(
-                f"{target.key} in {cache.path} has definition {stored.version}, this kdtool uses {target.version}; "
-                "extract into another --cache"
-            )
-
-
-def extract_command(methods: Sequence[Method], student: str) -> str:
-    """The extract command that stores what methods need."""
-    return " ".join(["kdtool extract", *(f"--for {method.name}" for method in methods), f"--student {student}"])
-
-
 def distill(
     workspace: Workspace,
     config: DistillConfig,
@@ -143,7 +126,9 @@ def distill(
         student = create(config.student, cache.layout.classes)
     shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
     needs = needs_of(config.methods, shapes, cache.layout.tap_shapes, facts)
-    check_cache(cache, needs, config.views, extract_command(config.methods, config.student))
+    check_placements(cache, config.views)
+    command = extract_command(workspace, cache, config.methods, config.student, config.data_folder)
+    check_cache(cache, needs, config.views, command)
     views = config.views or held_views(cache, needs)
     stages = config.methods[0].stages(facts) if config.methods else (Stage("train"),)
     bound = tuple(
@@ -152,8 +137,9 @@ def distill(
     )
     check_schedule(stages, bound, config.recipe)
     resolved = replace(config, views=views, precision=precision)
-    folder = RunFolder(workspace.runs / config.title, resolved.plain())
-    with files.lock(folder.path / "lock", "training in"):
+    path = workspace.runs / config.title
+    with files.lock(path / "lock", "training in"):
+        folder = RunFolder(path, resolved.plain())
         known = folder.result
         if known is not None:
             checkpoint.clear_state(folder.path)
@@ -235,7 +221,14 @@ def data_of(workspace: Workspace, cache: Cache, folder: str | None) -> Dataset:
     """The data set that the cache was extracted from."""
     about = cache.identity["data"]
     named = folder or workspace.settings.get("data_folder")
-    return load_data(about["name"], named, about["digest"])
+    return load_data(about["name"], named, about["digest"], cache.layout.classes)
+
+
+def check_placements(cache: Cache, views: int) -> None:
+    """Refuses more views than there are different ones."""
+    placements = augmentation_of(cache).placements
+    if views > placements:
+        raise UsageError(f"--views {views}: the cache's augmentation has {placements} placements; ask for no more")
 
 
 def augmentation_of(cache: Cache) -> Augmentation:
@@ -258,8 +251,6 @@ def make_job(
 ) -> Job:
     """The training that a configuration describes, on the cache's split and views."""
     augmentation = augmentation_of(cache)
-    if views > augmentation.placements:
-        raise UsageError(f"--views {views}: the cache's augmentation has {augmentation.placements} placements")
     has_validation = "validation" in cache.layout.samples
     validated = [target for target in needs.targets if target.key in needs.validated]
     return Job(

@@ -35,15 +35,23 @@ class Recipe:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("sgd", "adam"):
-            raise unknown("optimizer", self.optimizer, ("sgd", "adam"))
-        if self.schedule not in ("cosine", "step", "constant"):
-            raise unknown("schedule", self.schedule, ("cosine", "step", "constant"))
+        for name, known in (("optimizer", ("sgd", "adam")), ("schedule", ("cosine", "step", "constant"))):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is at least 1, not {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"--learning-rate is above 0 and finite, not {self.learning_rate}")
+        for name, factor in (("learning rate", self.learning_rate), ("gamma", self.gamma)):
+            if not 0 < factor < math.inf:
+                raise UsageError(f"the {name} is above 0 and finite, not {factor}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"the weight decay is at least 0 and finite, not {self.weight_decay}")
+        fractions = [("momentum", self.momentum), ("warmup", self.warmup)]
+        for name, fraction in [*fractions, *(("milestone", place) for place in self.milestones)]:
+            if not 0 <= fraction < 1:
+                raise UsageError(f"the {name} of a recipe is from 0 to below 1, not {fraction}")
+        if self.nesterov and not self.momentum:
+            raise UsageError("nesterov needs a momentum above 0")
 
 
 _STEPS = {"warmup": 0.0, "schedule": "step", "milestones": (150 / 240, 180 / 240, 210 / 240)}

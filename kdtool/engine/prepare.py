@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from kdtool.cache import Layout, open_cache
+from kdtool.cache.journal import holds_cache
 from kdtool.data import Dataset, splits
 from kdtool.data.augment import Augmentation
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import needs_of
 from kdtool.engine.extract import Extraction
+from kdtool.engine.train import check_seed
 from kdtool.engine.workspace import (
     DEFAULT_VIEWS,
     TeacherRecord,
@@ -62,11 +64,12 @@ class ExtractConfig:
 
 def prepare(workspace: Workspace, config: ExtractConfig) -> Extraction:
     """Everything that extract needs; refuses what does not fit before anything is written."""
+    check_seed(config.seed)
     record = read_record(workspace.teacher)
     device = choose_device(config.device)
     model = read_teacher(workspace.teacher, record, device)
     folder = config.data_folder or workspace.settings.get("data_folder")
-    data = load_data(record.data, folder, record.data_digest)
+    data = load_data(record.data, folder, record.data_digest, record.classes)
     split = read_split(workspace.teacher, record)
     if config.validation is not None or config.few_shot is not None:
         split = splits.narrow(split, data.train.labels, data.classes, config.validation, config.few_shot)
@@ -132,10 +135,17 @@ def make_layout(
     placements: int,
 ) -> Layout:
     """The grid of the cache: what was asked for, else that of the cache that is there, else the defaults."""
-    known = open_cache(workspace.cache).layout if workspace.cache.exists() else None
-    batch = config.batch or (known.batch if known else 256)
-    fit_views = config.fit_views or (known.fit_views if known else min(4, placements))
-    return Layout(samples, classes, batch, fit_views, tap_shapes, config.block or (known.block if known else None))
+    known = open_cache(workspace.cache).layout if holds_cache(workspace.cache) else None
+    batch = _first(config.batch, known.batch if known else 256)
+    fit_views = _first(config.fit_views, known.fit_views if known else min(4, placements))
+    if fit_views > placements:
+        raise UsageError(f"--fit-views {fit_views}: this augmentation has {placements} views; ask for no more")
+    block = config.block if config.block is not None or known is None else known.block
+    return Layout(samples, classes, batch, fit_views, tap_shapes, block)
+
+
+def _first(asked: int | None, other: int) -> int:
+    return other if asked is None else asked
 
 
 def part_rows(data: Dataset, split: splits.Split) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:

@@ -26,6 +26,8 @@ from kdtool.errors import DamageError, IdentityError, UsageError
 
 Row = dict[str, Any]
 
+_BEGUN = ("lock", f"config.toml{files.PARTIAL}")  # what a run leaves that was killed before it had a configuration
+
 
 def toml(values: dict[str, Any]) -> str:
     """Plain values as TOML: scalars, lists of scalars, and one level of tables; None is left out."""
@@ -57,8 +59,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file; one that cannot be parsed is refused with the place."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
 
@@ -91,24 +93,28 @@ def cpu_name() -> str:
 
 
 class RunFolder:
-    """One run's folder; refuses to be taken over by another configuration."""
+    """One run's folder; what another configuration came to is not overwritten. Make it while holding its lock.
+
+    A run that ended before its first state was saved came to nothing, so another configuration may have its folder.
+    """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
         self.config = config
-        content = toml(config)
         known = path / "config.toml"
-        if known.exists() and tomllib.loads(known.read_text()) != tomllib.loads(content):
+        found = read_toml(known) if known.exists() else {}
+        different = found != tomllib.loads(toml(config))
+        if found and different and any((path / name).exists() for name in ("state.json", "result.json")):
             raise IdentityError(
-                f"{path} holds a run with another configuration ({_first_difference(read_toml(known), config)}); "
+                f"{path} holds a run with another configuration ({_first_difference(found, config)}); "
                 "name another folder with --run, or remove it"
             )
         with files.explained(path):
             path.mkdir(parents=True, exist_ok=True)
-        if not known.exists():
-            if any(path.iterdir()):
-                raise UsageError(f"{path} is not empty and holds no run; name another folder with --run")
-            files.write(known, content.encode())
+        if not known.exists() and any(entry.name not in _BEGUN for entry in path.iterdir()):
+            raise UsageError(f"{path} is not empty and holds no run; name another folder with --run")
+        if different:
+            files.write(known, toml(config).encode())
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
-from kdtool.engine.train import Job, Running, seeded, train
+from kdtool.engine.train import Job, Running, check_seed, seeded, train
 from kdtool.engine.workspace import (
     DEFAULT_STUDENT,
     DEFAULT_VIEWS,
@@ -21,7 +21,7 @@ from kdtool.engine.workspace import (
     labelled,
     write_teacher,
 )
-from kdtool.errors import unknown
+from kdtool.errors import UsageError, unknown
 from kdtool.models import MODELS, create, parameters
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import Stage
@@ -61,10 +61,16 @@ def teach(
     for name in (config.network, config.student):
         if name not in MODELS:
             raise unknown("network", name, MODELS)
+    if config.data not in data.DATASETS:
+        raise unknown("data set", config.data, data.DATASETS)
+    if config.views < 1:
+        raise UsageError(f"--views is at least 1, not {config.views}")
+    check_seed(config.seed)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    folder = RunFolder(workspace.runs / "teacher", plain_config("teach", replace(config, precision=precision)))
-    with files.lock(folder.path / "lock", "training in"):
+    path = workspace.runs / "teacher"
+    with files.lock(path / "lock", "training in"):
+        folder = RunFolder(path, plain_config("teach", replace(config, precision=precision)))
         known = folder.result
         if known is not None and workspace.teacher.exists():
             checkpoint.clear_state(folder.path)

@@ -149,6 +149,12 @@ def begin(job: Job, number: int, before: Running | None = None) -> Running:
     return running
 
 
+def check_seed(seed: int) -> None:
+    """Refuses a seed that torch or the counter-based generator would cut off."""
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed is a whole number from 0 to {2**32 - 1:,}, not {seed}")
+
+
 def seeded(seed: int) -> _Seeded:
     """A context in which torch's global generator is seeded; it is put back afterwards."""
     return _Seeded(seed)

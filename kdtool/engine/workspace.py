@@ -44,8 +44,9 @@ class Workspace:
         for key in settings:
             if key not in _SETTINGS:
                 raise unknown(f"setting of {path}", key, _SETTINGS)
-            if not isinstance(settings[key], _SETTINGS[key]):
-                raise UsageError(f"{path}: {key} is {settings[key]!r}; a {_SETTINGS[key].__name__} is expected")
+            if type(settings[key]) is not _SETTINGS[key]:
+                wanted = "a whole number" if _SETTINGS[key] is int else "a text"
+                raise UsageError(f"{path}: {key} is {settings[key]!r}; {wanted} is expected")
         return cls(folder, settings)
 
     @property
@@ -57,6 +58,13 @@ class Workspace:
     def cache(self) -> Path:
         """The cache."""
         return self.folder / str(self.settings.get("cache", "cache.zarr"))
+
+    @property
+    def words(self) -> list[str]:
+        """The options that lead a command to this folder and cache, for messages that tell what to type."""
+        folder = [] if self.folder == Path() else ["--folder", str(self.folder)]
+        named = Path(str(self.settings.get("cache", ""))).is_absolute()
+        return [*folder, *(["--cache", str(self.cache)] if named else [])]
 
     @property
     def runs(self) -> Path:
@@ -133,7 +141,12 @@ def read_record(path: Path) -> TeacherRecord:
         raise UsageError(f"there is no teacher: {place} does not exist; run `kdtool teach` first, or give --teacher")
     plain = files.read_json(place, "train the teacher again with `kdtool teach`")
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in plain.items()}
-    return TeacherRecord(**values)
+    try:
+        return TeacherRecord(**values)
+    except TypeError:
+        raise DamageError(
+            f"{place} is the record of another version of kdtool; train the teacher again with `kdtool teach`"
+        ) from None
 
 
 def read_teacher(path: Path, record: TeacherRecord, device: torch.device) -> nn.Module:
@@ -155,10 +168,15 @@ def read_split(path: Path, record: TeacherRecord) -> splits.Split:
     return split
 
 
-def load_data(name: str, folder: str | None, digest: str | None) -> data.Dataset:
-    """A data set; content other than `digest` says is refused."""
+def load_data(name: str, folder: str | None, digest: str, classes: int) -> data.Dataset:
+    """The data set that a teacher was trained on; another number of classes or another content is refused."""
     found = data.load(name, Path(folder) if folder else None)
-    if digest is not None and found.digest != digest:
+    if found.classes != classes:
+        raise UsageError(
+            f"the data set {name} has {found.classes} classes and the teacher tells {classes} apart; take the data "
+            "set that it was trained on, or train another teacher with `kdtool teach`"
+        )
+    if found.digest != digest:
         raise IdentityError(
             f"the data set {name} has other content than the one the teacher was trained on: digest "
             f"{found.digest[:12]} found, {digest[:12]} expected; name the right folder with --data-folder"

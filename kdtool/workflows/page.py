@@ -25,11 +25,11 @@ p { margin: .25rem 0 .75rem; max-width: 46rem; }
 .notice ul { margin: .25rem 0; padding-left: 1.25rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .6rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
-th:first-child { text-align: left; white-space: normal; font-weight: 600; padding-left: 0; }
+th:first-child { text-align: left; white-space: normal; font-weight: 600; padding-left: 0; min-width: 12rem; }
 thead th { font-weight: 400; color: var(--soft); vertical-align: bottom; white-space: normal; }
 .swatch { width: 1.6rem; height: .7rem; margin-right: .4rem; vertical-align: baseline; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .15rem 1.25rem; padding: 0; margin: .5rem 0 1rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1.5rem 2rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.5rem 2rem; }
 figure { margin: 0; max-width: 32rem; }
 figcaption { margin-bottom: .25rem; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -39,12 +39,12 @@ pre { font-family: ui-monospace, monospace; font-size: .85rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.25rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
-  thead { position: absolute; clip-path: inset(50%); }
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   table, tbody, tr, th, td { display: block; width: 100%; }
   tr { border-bottom: 1px solid var(--faint); padding: .5rem 0; }
   th, td { border: 0; padding: .1rem 0; }
-  td { display: flex; justify-content: space-between; gap: 1rem; }
-  td::before { content: attr(data-label); color: var(--soft); }
+  td { display: flex; justify-content: space-between; gap: .5rem; }
+  td::before { content: attr(data-label); color: var(--soft); white-space: normal; text-align: left; }
   td.none { display: none; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
@@ -80,8 +80,8 @@ def section(title: str, *body: str) -> str:
 
 
 def paragraph(text: str, style: str = "soft") -> str:
-    """A paragraph of plain text."""
-    return f'<p class="{style}">{escape(text)}</p>'
+    """A paragraph of plain text; nothing for none."""
+    return text and f'<p class="{style}">{escape(text)}</p>'
 
 
 def table(head: str, columns: Sequence[str], rows: Sequence[TableRow]) -> str:

@@ -23,7 +23,7 @@ class Quickstart:
     teacher: str = "resnet14"
     student: str = "resnet8"
     teacher_epochs: int = 8
-    epochs: int = 6
+    epochs: int = 8
     views: int = 6
     batch: int = 64
     seed: int = 0

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Layer = tuple[str, str]  # layer and part, as in gram-gap.json
 GAP = (
-    "The kernel transfer loss is the Frobenius norm of K_T - K_S over that of K_T, for the kernels of all images of "
-    "the part: 0 says that the student relates all images to one another as the teacher does."
+    "The kernel transfer loss is the Frobenius norm of K_T - K_S over that of K_T, the kernels of all images that were "
+    "analysed: 0 says that the student relates any two of them to one another as the teacher does."
 )
 ENOUGH = 3  # students for a plot of accuracy against transfer loss
 
@@ -47,7 +47,11 @@ class Content:
     @property
     def teachers(self) -> dict[str, Run]:
         """A run for every teacher by its SHA-256: its own, or one of a student that learned from it."""
-        return {run.teacher_sha256: run for group in reversed(self.groups) for run in reversed(group.runs)}
+        found: dict[str, Run] = {}
+        for group in self.groups:
+            for run in group.runs:
+                found.setdefault(run.teacher_sha256, run)
+        return found
 
     @property
     def teacher_accuracy(self) -> float | None:
@@ -65,7 +69,9 @@ class Content:
         return [*self.students, *self.groups].index(group)
 
     def swatch(self, group: Group) -> str:
-        """The group's line as a piece of HTML."""
+        """The group's line as a piece of HTML; none for a teacher beside students, who is drawn as the reference."""
+        if group.is_teacher and self.students:
+            return ""
         number = self.number(group)
         _, dashes, _ = plots.look(number)
         dashed = "" if dashes == "-" else f' stroke-dasharray="{" ".join(str(2 * length) for length in dashes[1])}"'
@@ -111,56 +117,60 @@ def left_out(content: Content) -> str:
 
 def results(content: Content) -> str:
     """The headline and the table of all groups, the teacher first."""
-    columns = ["network", "parameters", "runs", "test accuracy, last (%)", "test accuracy, best (%)"]
-    columns += ["validation accuracy, best (%)", *(f"transfer loss {layer_name(layer)}" for layer in content.layers)]
-    known = {run.teacher_sha256 for group in content.groups if group.is_teacher for run in group.runs}
-    rows = [
-        page.TableRow(
-            "teacher", [run.teacher_network, "", "", f"{run.teacher_accuracy:.2f}", *[""] * (len(columns) - 4)]
-        )
-        for sha256, run in content.teachers.items()
-        if sha256 not in known
-    ]
-    rows += [result_row(content, group) for group in content.groups]
+    gaps = [f"transfer loss {layer_name(content, layer)}" for layer in content.layers]
+    accuracies = ["test accuracy, last (%)", "test accuracy, best (%)", "validation accuracy, best (%)"]
+    columns = ["network", "parameters", "runs", *accuracies, *gaps, "time"]
     notes = "last: after the last epoch. best: of all epochs, and chosen on the images that it is measured on."
     if several_seeds(content.groups):
         notes = f"Mean ± standard deviation over runs that differ in the seed only. {notes}"
     return page.section(
         "Results",
         page.paragraph(headline(content), "headline"),
-        page.table("run", columns, rows),
+        page.table("run", columns, [*absent_teachers(content, len(columns)), *group_rows(content)]),
         page.paragraph(notes),
     )
 
 
-def result_row(content: Content, group: Group) -> page.TableRow:
-    """One group in the table of results."""
-    run = group.runs[0]
-    cells = [run.network, f"{run.parameters:,}", str(len(group.runs))]
-    cells += [
-        spread(group.values(of), ".2f") for of in (lambda r: r.last, lambda r: r.best, lambda r: r.validation_best)
+def absent_teachers(content: Content, columns: int) -> list[page.TableRow]:
+    """Rows for teachers whose own run is not among the folders: what their students' caches say of them."""
+    shown = {run.teacher_sha256 for group in content.groups if group.is_teacher for run in group.runs}
+    return [
+        page.TableRow("teacher", [run.teacher_network, "", "", f"{run.teacher_accuracy:.2f}", *[""] * (columns - 4)])
+        for sha256, run in content.teachers.items()
+        if sha256 not in shown
     ]
-    cells += [spread(losses(group, layer), "") for layer in content.layers]
-    return page.TableRow(content.title(group), cells, content.swatch(group))
+
+
+def group_rows(content: Content) -> list[page.TableRow]:
+    """A row of results for every group."""
+    rows = []
+    for group in content.groups:
+        run = group.runs[0]
+        last, best = group.values(lambda run: run.last), group.values(lambda run: run.best)
+        accuracies = [spread(values, ".2f") for values in (last, best, group.values(lambda run: run.validation_best))]
+        gaps = [spread(losses(group, layer), "") for layer in content.layers]
+        cells = [run.network, f"{run.parameters:,}", str(len(group.runs)), *accuracies, *gaps]
+        rows.append(page.TableRow(content.title(group), [*cells, mean_seconds(group, "total")], content.swatch(group)))
+    return rows
 
 
 def headline(content: Content) -> str:
     """The best student in one sentence."""
     if not content.students:
         return ""
-    best = max(content.students, key=last)
-    said = f"{content.title(best)} reaches {last(best):.2f} % after the last epoch"
+    best = max(content.students, key=accuracy)
+    said = f"{content.title(best)} reaches {accuracy(best):.2f} % after the last epoch"
     alone = [g for g in content.students if not g.runs[0].methods and g.runs[0].network == best.runs[0].network]
     beside = [
-        f"{apart(last(best) - last(group))} the same network that learned without a teacher"
+        f"{apart(accuracy(best) - accuracy(group))} the same network that learned without a teacher"
         for group in alone[:1]
         if group is not best
     ]
-    beside.append(f"{apart(last(best) - best.runs[0].teacher_accuracy)} its teacher")
+    beside.append(f"{apart(accuracy(best) - best.runs[0].teacher_accuracy)} its teacher")
     return f"{said}: {' and '.join(beside)}."
 
 
-def last(group: Group) -> float:
+def accuracy(group: Group) -> float:
     """The mean test accuracy after the last epoch, in percent."""
     return mean_and_deviation(group.values(lambda run: run.last))[0]
 
@@ -178,18 +188,18 @@ def learning(content: Content) -> str:
     shown = [group for group in content.students or content.groups if all(run.epochs for run in group.runs)]
     if not shown:
         return ""
-    accuracy, loss = [], []
+    tests, train = [], []
     for group in shown:
         number = content.number(group)
-        accuracy.append(plots.Line(number, [[epoch.test_accuracy for epoch in run.epochs] for run in group.runs]))
-        loss.append(plots.Line(number, [[epoch.loss for epoch in run.epochs] for run in group.runs]))
+        tests.append(plots.Line(number, [[epoch.test_accuracy for epoch in run.epochs] for run in group.runs]))
+        train.append(plots.Line(number, [[epoch.loss for epoch in run.epochs] for run in group.runs]))
     reference = content.teacher_accuracy if content.students else None
     return page.section(
         "Learning curves",
         legend(content, shown),
         '<div class="figures">',
-        figure("Test accuracy (%)", "accuracy", plots.curves(accuracy, reference)),
-        figure("Training loss, the weighted sum of all terms", "loss", plots.curves(loss, logarithmic=True)),
+        figure("Test accuracy (%)", "accuracy", plots.curves(tests, reference)),
+        figure("Training loss, the weighted sum of all terms", "loss", plots.curves(train, logarithmic=True)),
         "</div>",
         page.paragraph("A band reaches from the lowest to the highest run.") if several_seeds(shown) else "",
     )
@@ -201,16 +211,17 @@ def transfer(content: Content) -> str:
     for number, layer in enumerate(content.layers):
         groups = [group for group in content.students if losses(group, layer)]
         points = [point(content, group, layer) for group in groups]
-        drawn.append(figure(f"{layer_name(layer)}: kernel transfer loss", f"gap{number}", plots.bars(points)))
+        name = layer_name(content, layer)
+        drawn.append(figure(f"{name}: kernel transfer loss", f"gap{number}", plots.bars(points)))
         if len(points) >= ENOUGH:
             cloud = plots.scatter(points, content.teacher_accuracy)
-            drawn.append(figure(f"{layer_name(layer)}: test accuracy (%) against it", f"cloud{number}", cloud))
+            drawn.append(figure(f"{name}: test accuracy (%) against transfer loss", f"cloud{number}", cloud))
             shown += [group for group in groups if group not in shown]
     if not drawn:
         return ""
     return page.section(
         "Kernel transfer",
-        page.paragraph(GAP),
+        page.paragraph(f"{GAP} Analysed: {' and '.join(sorted({part for _, part in content.layers}))} images."),
         legend(content, shown) if shown else "",
         '<div class="figures">',
         *drawn,
@@ -256,7 +267,7 @@ def cost(content: Content) -> str:
         page.table("run", columns, rows),
         page.paragraph(
             "Means over runs. data: waiting for images and for the teacher's answers. cache: what the run's targets "
-            "take in the views that it walks. No student ran its teacher."
+            "take in the views that it walks; a student never runs its teacher."
         ),
     )
 
@@ -270,19 +281,38 @@ def again(content: Content) -> str:
     """How to run everything again, and what it ran on."""
     runs = [run for group in content.groups for run in group.runs]
     facts = [(f"teacher {run.teacher_network}, SHA-256", sha256) for sha256, run in content.teachers.items()]
-    facts += [
-        ("cache, identity", identity) for identity in dict.fromkeys(run.cache_identity for run in runs) if identity
-    ]
+    caches = dict.fromkeys(run.cache_identity for run in runs)
+    facts += [("cache, identity", identity) for identity in caches if identity]
     machines = dict.fromkeys(", ".join(f"{key} {value}" for key, value in run.environment.items()) for run in runs)
     facts += [("versions and device", machine) for machine in machines]
     weights = [(f"{run.folder.name}, weights, SHA-256", run.weights_sha256) for run in runs if run.command != "teach"]
     return page.section(
         "How to run it again",
-        page.paragraph("In a working folder without these runs, with a copy of their config.toml:"),
-        page.commands([f"kdtool {run.command} --config {shlex.quote(config_of(run))}" for run in runs]),
+        page.paragraph(
+            "In another working folder, with a copy of every config.toml; the identity below tells whether the cache "
+            "has become the same."
+        ),
+        page.commands(commands(content)),
         page.definitions(facts),
         page.details("What came out, and the options of every method", page.definitions([*weights, *options(content)])),
     )
+
+
+def commands(content: Content) -> list[str]:
+    """The command lines of all runs, and between teachers and students the one that makes the cache."""
+    lines = [command(run) for group in content.groups if group.is_teacher for run in group.runs]
+    students = [run for group in content.students for run in group.runs]
+    if students:
+        methods = [f"--for {shlex.quote(name)}" for name in sorted({name for run in students for name in run.methods})]
+        networks = [f"--student {shlex.quote(name)}" for name in sorted({run.network for run in students})]
+        views = max(run.views for run in students)
+        lines.append(" ".join(("kdtool extract", *methods, *networks, f"--views {views}")))
+    return lines + [command(run) for run in students]
+
+
+def command(run: Run) -> str:
+    """The command line that runs it again."""
+    return f"kdtool {run.command} --config {shlex.quote(config_of(run))}"
 
 
 def config_of(run: Run) -> str:
@@ -300,9 +330,9 @@ def options(content: Content) -> list[tuple[str, str]]:
 # Numbers as text
 
 
-def layer_name(layer: Layer) -> str:
-    """A layer and the part of the data set."""
-    return f"{layer[0]} ({layer[1]})"
+def layer_name(content: Content, layer: Layer) -> str:
+    """A layer, and the part of the data set where there are several."""
+    return f"{layer[0]} ({layer[1]})" if len({part for _, part in content.layers}) > 1 else layer[0]
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -313,7 +343,8 @@ def spread(values: Sequence[float], form: str) -> str:
     text = format(mean, form) if form else plots.short(mean)
     if deviation is None:
         return text
-    return f"{text} ± {format(deviation, form) if form else format(deviation, '.1g')}"
+    decimals = len(text.partition(".")[2])
+    return f"{text} ± {deviation:.1g}" if "e" in text else f"{text} ± {deviation:.{decimals}f}"
 
 
 def apart(difference: float) -> str:

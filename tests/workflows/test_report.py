@@ -61,7 +61,7 @@ def write_run(folder, command, network, method, options, seed, reached, gaps=Non
             "batch": 256,
             "views": None if command == "teach" else 8,
             "parameters": 21_328_292 if command == "teach" else 11_220_132,
-            "teacher": {"network": "resnet34", "sha256": TEACHER, "test_accuracy": 78.31},
+            "teacher": {"network": "resnet34", "sha256": TEACHER, "test_accuracy": 78.44},
             "test_accuracy": {"last": curve[-1], "best": max(curve)},
             "validation_accuracy": None,
             "seconds": {"total": seconds, "train": 0.8 * seconds, "data": 0.05 * seconds, "evaluate": 0.15 * seconds},
@@ -100,3 +100,254 @@ def runs(tmp_path):
         folder / name, "distill", "resnet18", ["kda", "kd"], {**both, "kd.temperature": 4.0}, 0, 77.7, (0.101, 0.0009)
     )
     return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Visible text, attributes, and whether every element is closed."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.text, self.attributes, self.tags = [], [], [], []
+        self.feed(source)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+
+def read(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def table_rows(source):
+    """The cells of every row of the first table, by the head of its row."""
+    table = source[source.index("<tbody>") : source.index("</tbody>")]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)
+    return {re.sub("<.*?>", "", head): re.findall(r"<td[^>]*>(.*?)</td>", cells) for head, cells in rows}
+
+
+def test_the_page_needs_nothing_beside_itself(runs, tmp_path):
+    out = write_report([runs], tmp_path / "new" / "report.html")
+    source = out.read_text()
+    page = Page(source)
+    assert not re.search(r"https?:|//\w|@import|<script|<link|<img", source)
+    links = [value for name, value in page.attributes if name in ("href", "src") or (value or "").startswith("url(")]
+    names = [value for name, value in page.attributes if name == "id"]
+    assert links
+    assert all(link.strip("url()").removeprefix("#") in names for link in links)
+    assert len(set(names)) == len(names)
+    assert "prefers-color-scheme: dark" in source
+    assert 'name="viewport"' in source
+    assert str(tmp_path) not in source
+    assert write_report([runs], tmp_path / "again.html").read_text() == source
+
+
+def test_the_table_has_teacher_first_then_students_in_order_with_spread_over_seeds(runs, tmp_path):
+    rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
+    assert list(rows) == [
+        "teacher",
+        "no teacher",
+        "kd",
+        "kda before_fc",
+        "kda before_fc, after_fc",
+        "kda before_fc, after_fc + kd",
+    ]
+    results = [files.read_json(runs / f"resnet18-kd-seed{seed}" / "result.json", "") for seed in (0, 1)]
+    first, second = (result["test_accuracy"]["last"] for result in results)
+    mean, deviation = (first + second) / 2, abs(first - second) / math.sqrt(2)
+    assert rows["kd"][:4] == ["resnet18", "11,220,132", "2", f"{mean:.2f} ± {deviation:.2f}"]
+    assert rows["kd"][5:] == ["0.366 ± 0.007", "0.177 ± 0.007", "15.0 min"]
+    assert rows["kda before_fc"][2] == "1"
+    assert "±" not in "".join(rows["kda before_fc"])
+    assert rows["teacher"][0] == "resnet34"
+
+
+def test_headline_and_reproduction(runs, tmp_path):
+    text = " ".join(read(write_report([runs], tmp_path / "report.html")).text)
+    assert "kda before_fc, after_fc + kd reaches 77.25 % after the last epoch: 2.35 points above" in text
+    commands = text[text.index("kdtool teach") : text.index("teacher resnet34, SHA-256")].split("\n")
+    assert commands[0] == "kdtool teach --config runs/teacher/config.toml"
+    assert commands[1] == "kdtool extract --for kd --for kda --student resnet18 --views 8"
+    assert "kdtool distill --config runs/resnet18-kda-before_fc-seed0/config.toml" in commands
+    for fact in (TEACHER, CACHE, "torch 2.10.0", "390.6 MiB", "2.5 h", "kd.temperature = 4.0"):
+        assert fact in text
+
+
+def test_plots_show_every_student(runs, tmp_path):
+    source = write_report([runs], tmp_path / "report.html").read_text()
+    captions = re.findall("<figcaption>(.*?)</figcaption>", source)
+    assert captions == [
+        "Test accuracy (%)",
+        "Training loss, the weighted sum of all terms",
+        "before_fc: kernel transfer loss",
+        "before_fc: test accuracy (%) against transfer loss",
+        "after_fc: kernel transfer loss",
+        "after_fc: test accuracy (%) against transfer loss",
+    ]
+    bars = source[source.index(captions[2]) : source.index(captions[3])]
+    assert all(f"var(--series-{number})" in bars for number in range(5))
+    assert "0.0009" in source[source.index(captions[4]) : source.index(captions[5])]
+
+
+def test_one_run_folder_and_a_student_without_its_teacher(runs, tmp_path):
+    source = write_report([runs / "resnet18-kda-before_fc-seed0"], tmp_path / "one.html").read_text()
+    rows = table_rows(source)
+    assert list(rows) == ["teacher", "kda before_fc"]
+    assert rows["teacher"][3] == "78.44"
+    assert "against transfer loss" not in source
+    assert list(table_rows(write_report([runs / "teacher"], tmp_path / "teacher.html").read_text())) == ["teacher"]
+    assert write_report([runs.parent], tmp_path / "all.html").read_text().count("<tbody>") == 2
+
+
+def test_text_of_the_runs_is_escaped(tmp_path):
+    folder = tmp_path / 'a&b "<i>$x$_^{' / "runs"
+    evil = '<script>alert("1")</script> $\\frac{1}$ --ink #24292f'
+    run = folder / "x <b> 'y'"
+    write_run(run, "distill", evil, [evil], {}, 0, 70.0, (0.1, 0.2))
+    damage(run, ("result.json", {"options": {f"{evil}.layers": [evil]}}))
+    write_run(folder / "z", "distill", "&amp;", ["kd"], {"kd.text": evil}, 0, 70.0, (0.1, 0.2))
+    gaps = [{"layer": evil, "part": "<train>", "loss": 0.5}]
+    files.write_json(folder / "z" / "gram-gap.json", {"gaps": gaps})
+    source = write_report([folder], tmp_path / "report.html").read_text()
+    page = Page(source)
+    assert not {"script", "i", "b"} & set(page.tags)
+    assert evil in " ".join(page.text)
+    assert "'runs/x <b> '\"'\"'y'\"'\"'/config.toml'" in " ".join(page.text)
+
+
+def test_runs_that_would_be_called_the_same_are_told_apart_by_their_settings(runs):
+    other = runs / "resnet18-kd-other"
+    write_run(other, "distill", "resnet18", ["kd"], {"kd.temperature": 2.0}, 0, 76.0)
+    labels = [group.label for group in grouped(read_runs([runs])[0])]
+    assert labels.count("kd (temperature 2.0)") == labels.count("kd (temperature 4.0)") == 1
+
+
+def test_several_networks_are_named(runs, tmp_path):
+    write_run(runs / "shuffle", "distill", "shufflev2", ["kd"], {}, 0, 73.0)
+    rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
+    assert {"resnet18: kd", "shufflev2: kd", "teacher"} < set(rows)
+
+
+def damage(run, how):
+    path = run / how[0]
+    if how[1] is None:
+        path.unlink()
+    elif isinstance(how[1], dict):
+        files.write_json(path, {**files.read_json(path, ""), **how[1]})
+    else:
+        path.write_text(how[1])
+
+
+DAMAGES = {
+    "result gone": (("result.json", None), "it has no result.json"),
+    "result torn": (("result.json", '{"command": "dist'), "result.json is damaged"),
+    "result edited": (("result.json", '{"command": "distill", "checksum": "00"}'), "checksum does not fit"),
+    "field of another type": (("result.json", {"seconds": 7}), "result.json is not as kdtool writes it"),
+    "field empty": (("result.json", {"test_accuracy": {"best": 1.0}}), "result.json lacks 'last'"),
+    "accuracy of no number": (("result.json", {"test_accuracy": {"last": None, "best": 1}}), "result.json is not"),
+    "metrics gone": (("metrics.jsonl", None), "metrics.jsonl is missing"),
+    "metrics torn": (("metrics.jsonl", '{"loss": 1, "train_accuracy": 2, "test_acc'), "metrics.jsonl is not"),
+    "metrics of another kind": (("metrics.jsonl", '{"loss": 1}\n[]\n'), "metrics.jsonl lacks 'train_accuracy'"),
+    "configuration gone": (("config.toml", None), "config.toml is missing"),
+    "configuration damaged": (("config.toml", "= 3"), "config.toml is not valid TOML"),
+    "environment gone": (("environment.json", None), "environment.json is missing"),
+    "gaps damaged": (("gram-gap.json", "[]"), "gram-gap.json is damaged"),
+    "gaps of another kind": (("gram-gap.json", {"gaps": [{"layer": "x"}]}), "gram-gap.json lacks"),
+    "gap negative": (("gram-gap.json", {"gaps": [{"layer": "x", "part": "y", "loss": -1}]}), "finite number"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_left_out_visibly(name, runs, tmp_path):
+    how, message = DAMAGES[name]
+    damage(runs / "resnet18-kda-before_fc-seed0", how)
+    source = write_report([runs], tmp_path / "report.html").read_text()
+    text = " ".join(Page(source).text)
+    assert "1 folder is left out:" in text
+    assert message in text
+    assert "kda before_fc" not in table_rows(source)
+
+
+def test_nothing_but_damage_is_an_error_with_its_reason(runs, tmp_path):
+    only = runs / "resnet18-kd-seed0"
+    (only / "metrics.jsonl").unlink()
+    with pytest.raises(DamageError, match=r"metrics\.jsonl is missing"):
+        write_report([only], tmp_path / "report.html")
+    (only / "result.json").unlink()
+    with pytest.raises(UsageError, match="no finished run"):
+        write_report([only], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_folders_without_runs_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for folder, message in (("nowhere", "is not a folder"), ("file", "is not a folder"), ("empty", "no finished run")):
+        with pytest.raises(UsageError, match=message):
+            write_report([tmp_path / folder], tmp_path / "report.html")
+
+
+def test_unmeasured_values_leave_gaps_in_the_curves(runs, tmp_path):
+    run = runs / "resnet18-kd-seed0"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [{**line, "test_accuracy": None, "loss": math.nan} for line in lines[:3]]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert math.isnan(read_run(run).epochs[0].test_accuracy)
+    assert write_report([run], tmp_path / "report.html").exists()
+    (run / "metrics.jsonl").write_text("")
+    assert "Learning curves" not in write_report([run], tmp_path / "report.html").read_text()
+
+
+def test_without_matplotlib_the_remedy_is_named(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r'pip install "kdtool\[plots\]"'):
+        write_report([runs], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_pyplot_is_never_imported(runs, tmp_path):
+    write_report([runs], tmp_path / "report.html")
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.parametrize(("ending", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")])
+def test_the_losses_of_one_run_as_a_file(ending, start, tmp_path):
+    gaps = [{"layer": "before_fc", "part": "train", "loss": 0.1}, {"layer": "$x$", "part": "test", "loss": 0.0}]
+    out = tmp_path / "plots" / f"gap{ending}"
+    plots.gap_plot(gaps, out)
+    assert out.read_bytes().startswith(start)
+    first = out.read_bytes()
+    plots.gap_plot(gaps, out)
+    assert out.read_bytes() == first
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.svg"):
+        plots.gap_plot(gaps, tmp_path / "gap.jpeg")
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (0.0, "0"),
+        (1.234e-7, "1.23e-07"),
+        (0.00123, "0.00123"),
+        (0.5, "0.500"),
+        (12.34, "12.3"),
+        (456.7, "457"),
+        (1e5, "1e+05"),
+    ],
+)
+def test_losses_of_every_magnitude_are_short(loss, text):
+    assert plots.short(loss) == text

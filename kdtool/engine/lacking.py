@@ -1,0 +1,80 @@
+"""What a cache lacks, and the `kdtool extract` command that adds it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdtool.errors import DamageError, IdentityError
+
+if TYPE_CHECKING:
+    from kdtool.cache import Cache
+    from kdtool.engine.distill import Needs
+    from kdtool.engine.workspace import Workspace
+    from kdtool.methods.protocol import Method
+
+
+def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) -> None:
+    """Refuses a cache in which something that is needed is not there, with the command that adds it.
+
+    views: 0 asks for one at least. command: words of `extract_command`, without a number of views.
+    """
+    lacking = [target.key for target in needs.targets if target.key not in cache.contents]
+    lacking += [fit for fit in needs.fits if fit not in cache.fits]
+    wanted = views or max((cache.views(key) for key in cache.contents), default=0) or 1
+    repair = shlex.join([*command, "--views", str(wanted)])
+    if lacking:
+        raise DamageError(f"the cache {cache.path} holds no {' and no '.join(lacking)}; add it with `{repair}`")
+    for target in needs.targets:
+        held = cache.views(target.key)
+        if held < max(views, 1):
+            raise DamageError(
+                f"the cache {cache.path} holds {held} complete views of {target.key}, and {max(views, 1)} are needed; "
+                f"add them with `{repair}`"
+            )
+        stored = cache.contents[target.key]
+        if stored.version != target.version:
+            raise IdentityError(
+                f"{target.key} in {cache.path} has definition {stored.version}, this kdtool uses {target.version}; "
+                "extract into another --cache"
+            )
+
+
+def extract_command(
+    workspace: Workspace, cache: Cache, methods: Sequence[Method], student: str, data_folder: str | None
+) -> list[str]:
+    """The words of the extract command that adds what methods need to a cache, under the cache's own identity."""
+    words = ["kdtool", "extract", *workspace.words]
+    for method in methods:
+        words += ["--for", method.name]
+    for method in methods:
+        for name, value in vars(method).items():
+            if value != method.options()[name]:
+                words += ["--set", f"{method.name}.{name}={option_text(value)}"]
+    if methods:
+        words += ["--student", student]
+    if data_folder is not None:
+        words += ["--data-folder", data_folder]
+    return [*words, *_identity_words(cache.identity)]
+
+
+def _identity_words(identity: dict[str, Any]) -> list[str]:
+    """The options without which extract would make a cache of another identity."""
+    words = []
+    rule = identity["split"]["rule"]
+    if identity["split"]["digest"] != identity["teacher"]["split_digest"]:
+        words += ["--validation", str(rule["validation"])]
+        words += ["--few-shot", str(rule["few_shot"])] if rule["few_shot"] is not None else []
+    if identity["augmentation"]["seed"]:
+        words += ["--seed", str(identity["augmentation"]["seed"])]
+    if identity["numeric"]["precision"] != "float32":
+        words += ["--precision", identity["numeric"]["precision"]]
+    return words
+
+
+def option_text(value: Any) -> str:
+    """The value of a method's option as `--set` takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(option_text(item) for item in value)
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
