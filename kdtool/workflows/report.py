@@ -41,8 +41,8 @@ class Content:
 
     @property
     def layers(self) -> list[Layer]:
-        """Every layer and part that some run has a kernel transfer loss for."""
-        return list(dict.fromkeys(layer for group in self.groups for run in group.runs for layer in run.gaps))
+        """Every layer and part that some student has a kernel transfer loss for."""
+        return list(dict.fromkeys(layer for group in self.students for run in group.runs for layer in run.gaps))
 
     @property
     def teachers(self) -> dict[str, Run]:
@@ -118,9 +118,9 @@ def left_out(content: Content) -> str:
 def results(content: Content) -> str:
     """The headline and the table of all groups, the teacher first."""
     gaps = [f"transfer loss {layer_name(content, layer)}" for layer in content.layers]
-    accuracies = ["test accuracy, last (%)", "test accuracy, best (%)", "validation accuracy, best (%)"]
+    accuracies = ["accuracy, last (%)", "accuracy, best (%)", "validation, best (%)"]
     columns = ["network", "parameters", "runs", *accuracies, *gaps, "time"]
-    notes = "last: after the last epoch. best: of all epochs, and chosen on the images that it is measured on."
+    notes = "Accuracy on the test images. last: after the last epoch; best: of all epochs, chosen on those very images."
     if several_seeds(content.groups):
         notes = f"Mean ± standard deviation over runs that differ in the seed only. {notes}"
     return page.section(

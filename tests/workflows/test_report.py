@@ -176,6 +176,12 @@ def test_the_table_has_teacher_first_then_students_in_order_with_spread_over_see
     assert rows["teacher"][0] == "resnet34"
 
 
+def test_best_on_validation_is_shown_where_it_was_measured(runs, tmp_path):
+    damage(runs / "resnet18-kd-seed0", ("result.json", {"validation_accuracy": {"last": 70.0, "best": 71.25}}))
+    rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
+    assert (rows["kd"][5], rows["no teacher"][5]) == ("71.25", "")
+
+
 def test_headline_and_reproduction(runs, tmp_path):
     text = " ".join(read(write_report([runs], tmp_path / "report.html")).text)
     assert "kda before_fc, after_fc + kd reaches 77.25 % after the last epoch: 2.35 points above" in text
