@@ -76,8 +76,9 @@ coverage: setup ## which lines and branches the tests reach
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-bench: setup ## measure this machine: cache, training step, analysis
-	@$(BIN)/kdtool bench
+bench: setup ## measure on this machine what benchmarks/README.md tells, on a quiet one
+	@$(BIN)/python benchmarks/gram_gap.py
+	@$(BIN)/python benchmarks/distill_step.py
 
 docker-test: ## build the image and run the quickstart in it, without network, on a read-only root
 	@test -n "$(ENGINE)" || { echo "neither docker nor podman is on the PATH; name one: make docker-test ENGINE=/path/to/it" >&2; exit 1; }
