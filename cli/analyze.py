@@ -11,6 +11,8 @@ from kdtool.errors import unknown
 
 app = typer.Typer(no_args_is_help=True, help="Measure what a student took over.", rich_markup_mode=None)
 
+Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layer; repeat.  [default: before_fc, after_fc]")]
+
 
 @app.callback()
 def analyze() -> None:
@@ -20,7 +22,9 @@ def analyze() -> None:
 @app.command("gram-gap")
 def gram_gap(
     run: Annotated[Path | None, typer.Argument(help="Folder of a run.  [default: the newest student]")] = None,
-    layers: Annotated[list[str] | None, typer.Option("--layer", help="[default: before_fc and after_fc]")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layer", help="Layer; repeat.  [default: before_fc and after_fc]")
+    ] = None,
     part: Annotated[str, typer.Option("--part", help="train, validation or test, un-augmented.")] = "train",
     algorithm: Annotated[str, typer.Option("--algorithm", help="moments, or blocked as the check.")] = "moments",
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the teacher instead of reading the cache.")] = False,
@@ -32,7 +36,9 @@ def gram_gap(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Kernel transfer loss ||K_T - K_S|| / ||K_T|| (Frobenius) over all images of a part, exact.
+    """Kernel transfer loss over all images of a part, exact.
+
+    ||K_T - K_S|| / ||K_T|| in the Frobenius norm, with K the matrix of inner products of all pairs of images.
 
     Example: kdtool analyze gram-gap
     """

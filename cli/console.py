@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -86,13 +87,16 @@ def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout; columns of numbers stand to the right."""
-    table = Table(title=title or None, title_justify="left")
+    if title:
+        print_line(title)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        numbers = all(isinstance(row[index], int | float) or row[index] == "" for row in rows)
+        numbers = all(str(row[index])[:1].isdigit() or row[index] == "" for row in rows)
         table.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
     for row in rows:
         table.add_row(*(f"{item:,}" if isinstance(item, int) else str(item) for item in row))
-    Console(highlight=False).print(table)
+    sys.stdout.flush()
+    Console(highlight=False, markup=False).print(table)
 
 
 def print_line(text: str) -> None:

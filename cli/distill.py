@@ -1,13 +1,17 @@
 """`kdtool distill`: train a student from the cache alone."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line
 from kdtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdtool.methods.protocol import Method
 
 KEYS = (
     "student",
@@ -22,6 +26,9 @@ KEYS = (
     "precision",
     "shuffle_block",
     "data_folder",
+    "cache",
+    "run",
+    *o.RECIPE,
 )
 
 
@@ -30,7 +37,7 @@ def distill(
     layers: o.Layers = None,
     with_: Annotated[list[str] | None, typer.Option("--with", help="Add this method's terms (kd).")] = None,
     settings: o.Settings = None,
-    student: Annotated[str | None, typer.Option("--student", help="Student network.")] = None,
+    student: Annotated[str | None, typer.Option("--student", help="Student.  [default: the one of teach]")] = None,
     views: Annotated[int | None, typer.Option("--views", help="Views to walk.  [default: all that are held]")] = None,
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
@@ -53,7 +60,7 @@ def distill(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train a student from the cache; the teacher is not needed any more.
+    """Train a student from the cache, without the teacher.
 
     Example: kdtool distill --method kda --layer before_fc --layer after_fc
     """
@@ -61,14 +68,16 @@ def distill(
     name = values.get("method", method, None, str)
     if name is None:
         raise UsageError("--method is missing: one of `kdtool methods`, or none")
+    layers, added = values.get("layer", layers, [], list), values.get("with", with_, [], list)
+    methods = chosen_methods(name, added, layers, values.settings(settings))
     from kdtool.engine.distill import DistillConfig
     from kdtool.engine.distill import distill as train
     from kdtool.progress import stoppable
 
-    workspace = o.open_workspace(folder, cache)
+    workspace = o.open_workspace(folder, values.where("cache", cache))
     asked = DistillConfig(
         student=values.get("student", student, workspace.settings.get("student", "resnet18"), str),
-        methods=chosen_methods(values, name, with_, layers, settings),
+        methods=methods,
         recipe=values.recipe(
             recipe,
             epochs=epochs,
@@ -78,13 +87,13 @@ def distill(
             optimizer=optimizer,
             schedule=schedule,
         ),
-        name=run or "",
+        name=values.get("run", run, "", str),
         views=values.get("views", views, 0, int),
         seed=values.get("seed", seed, 0, int),
         device=values.get("device", device, "auto", str),
         precision=values.get("precision", precision, "auto", str),
         shuffle_block=values.get("shuffle_block", shuffle_block, 0, int),
-        data_folder=values.get("data_folder", data_folder, None, str),
+        data_folder=values.where("data_folder", data_folder),
     )
     with Shown(quiet) as shown, stoppable() as stop:
         result = train(workspace, asked, shown, stop)
@@ -95,14 +104,12 @@ def distill(
             f"student {result['network']} ({'+'.join(result['method']) or 'no teacher'}): test accuracy "
             f"{result['test_accuracy']['last']:.2f} % (last), teacher {result['teacher']['test_accuracy']:.2f} %"
         )
-        print_line(f"wrote {workspace.runs / result['name']}; next: kdtool analyze gram-gap")
+        following = shlex.join(["kdtool", "analyze", "gram-gap", *workspace.words])
+        print_line(f"wrote {workspace.runs / result['name']}; next: {following}")
 
 
-def chosen_methods(
-    values: o.Values, name: str, with_: list[str] | None, layers: list[str] | None, settings: list[str] | None
-) -> Any:
-    """The run's method and what is added to it, with options from the file's [set] table and then from flags."""
-    added = values.get("with", with_, [], list)
+def chosen_methods(name: str, added: list[str], layers: list[str], settings: dict[str, str]) -> "tuple[Method, ...]":
+    """The run's method and what is added to it, with their layers and options; none for labels alone."""
     if name == "none":
         if added or layers or settings:
             raise UsageError("--method none trains on labels alone; --with, --layer and --set do not apply to it")
@@ -112,12 +119,5 @@ def chosen_methods(
             raise UsageError(f"--with {extra}: only kd can be added to another method")
         if name == "kd":
             raise UsageError(f"--with {extra}: the method {name} is KD itself")
-    table = {key: _text(value) for key, value in values.get("set", None, {}, dict).items()}
-    given = {**({"kd.weight": "1"} if added else {}), **table, **o.split_settings(settings or [])}
-    return o.build_methods([name, *added], values.get("layer", layers, [], list), given)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(_text(item) for item in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    defaults = {"kd.weight": "1"} if added else {}
+    return o.build_methods(list(dict.fromkeys([name, *added])), layers, {**defaults, **settings})

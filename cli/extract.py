@@ -1,5 +1,6 @@
 """`kdtool extract`: run the teacher once."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 KEYS = (
     "for",
     "student",
+    "set",
     "views",
     "batch",
     "block",
@@ -28,6 +30,7 @@ KEYS = (
     "device",
     "data_folder",
     "allow_mixed",
+    "cache",
 )
 
 For = Annotated[list[str] | None, typer.Option("--for", help="Store what this method needs; repeat for several.")]
@@ -40,6 +43,8 @@ Clean = Annotated[list[str] | None, typer.Option("--clean", help="Store this key
 Dtype = Annotated[list[str] | None, typer.Option("--dtype", help="[KEY=]float16 or float32.")]
 Validation = Annotated[int | None, typer.Option("--validation", help="Narrow the split: images held out.")]
 FewShot = Annotated[int | None, typer.Option("--few-shot", help="Narrow the split: images of each class.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="float32 or bfloat16.  [default: float32]")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of crops and flips.  [default: 0]")]
 AllowMixed = Annotated[bool, typer.Option("--allow-mixed", help="Write although device or torch differ.")]
 
 
@@ -55,8 +60,8 @@ def extract(
     dtype: Dtype = None,
     validation: Validation = None,
     few_shot: FewShot = None,
-    seed: o.Seed = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="[default: float32]")] = None,
+    seed: Seed = None,
+    precision: Precision = None,
     device: o.Device = None,
     data_folder: o.DataFolder = None,
     allow_mixed: AllowMixed = False,
@@ -66,13 +71,14 @@ def extract(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Run the teacher once over every view and store its targets in the cache.
+    """Run the teacher once and store what it says in the cache.
 
     Example: kdtool extract --for kda --student resnet18 --views 20
     """
-    workspace = o.open_workspace(folder, cache)
+    values = o.Values("extract", config, KEYS)
+    workspace = o.open_workspace(folder, values.where("cache", cache))
     asked = configure(
-        o.Values("extract", config, KEYS),
+        values,
         methods=methods,
         students=students,
         settings=settings,
@@ -107,7 +113,8 @@ def extract(
             f"{workspace.cache}: {', '.join(f'{key} ({n} views)' for key, n in views_held.items())}; "
             f"{in_units(found['bytes'])}"
         )
-        print_line("next: kdtool distill --method kda --layer before_fc")
+        words = ["kdtool", "distill", "--method", "kda", "--layer", "before_fc", *workspace.words]
+        print_line(f"next: {shlex.join(words)}")
 
 
 def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractConfig":
@@ -115,42 +122,33 @@ def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractC
     from kdtool.engine.prepare import ExtractConfig
 
     names = values.get("for", flags["methods"], [], list)
-    built = o.build_methods(names, [], o.split_settings(flags["settings"] or []))
+    built = o.build_methods(list(dict.fromkeys(names)), [], values.settings(flags["settings"]))
     students = values.get("student", flags["students"], [], list) or ([default_student] if built else [])
-    views = values.get("views", flags["views"], 0, (int, str))
     dtypes = dict(_dtype(item) for item in values.get("dtype", flags["dtype"], [], list))
-    plain = {
-        "batch": int,
-        "block": int,
-        "fit_views": int,
-        "validation": int,
-        "few_shot": int,
-        "data_folder": str,
-    }
+    numbers = ("batch", "block", "fit_views", "validation", "few_shot")
     return ExtractConfig(
         methods=built,
         students=tuple(students),
-        views=_views(views),
+        views=_views(values.table.get("views") if flags["views"] is None else flags["views"]),
         clean=tuple(values.get("clean", flags["clean"], [], list)),
         dtypes=dtypes,
         seed=values.get("seed", flags["seed"], 0, int),
         precision=_precision(values.get("precision", flags["precision"], "float32", str)),
         device=values.get("device", flags["device"], "auto", str),
+        data_folder=values.where("data_folder", flags["data_folder"]),
         allow_mixed=values.get("allow_mixed", flags["allow_mixed"], False, bool),
-        **{name: values.get(name, flags[name], None, kind) for name, kind in plain.items()},
+        **{name: values.get(name, flags[name], None, int) for name in numbers},
     )
 
 
-def _views(text: int | str) -> int:
-    if text == "all":
-        return -1
-    try:
-        views = int(text)
-    except ValueError:
-        views = -1
-    if views < 0:
-        raise UsageError(f"--views is a number or all, not {text!r}")
-    return views
+def _views(asked: Any) -> int:
+    """A number of views: -1 for all, 0, which takes the workspace's default, where nothing was said."""
+    if asked is None or asked == "all":
+        return 0 if asked is None else -1
+    number = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked
+    if type(number) is not int or number < 1:
+        raise UsageError(f"--views is a whole number above 0 or all, not {asked!r}")
+    return number
 
 
 def _dtype(text: str) -> tuple[str, str]:

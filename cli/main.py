@@ -1,5 +1,6 @@
 """The `kdtool` command: its subcommands, and one place where errors become one line and an exit code."""
 
+import errno
 import os
 import sys
 import traceback
@@ -48,31 +49,57 @@ def options(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs a command line; gives its exit code."""
+    """Runs a command line; gives its exit code. `--debug` may stand anywhere."""
+    words = [word for word in arguments if word != "--debug"]
     try:
-        code = app(list(arguments), standalone_mode=False)
-    except KdtoolError as error:
-        return _fail(str(error), error.exit_code, arguments)
-    except typer.Abort:
-        return _fail("interrupted", 130, arguments)
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again: it goes on where it stopped", 130, arguments)
-    except BrokenPipeError:
+        code = app(words, standalone_mode=False)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # the reader of a pipe has left, as in `kdtool models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the one place that may see anything
-        if hasattr(error, "format_message"):  # typer's own errors: a wrong option, value or command
-            return _fail(error.format_message() or "see --help", 2, arguments)
-        return _fail(
-            f"a bug in kdtool: {type(error).__name__}: {error}; `kdtool --debug ...` shows where", 1, arguments
-        )
+        return _fail(error, debug=len(words) < len(arguments))
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        return _say("interrupted", 130)
     return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, code: int, arguments: Sequence[str]) -> int:
-    if "--debug" in arguments:
-        traceback.print_exc()
-    sys.stderr.write(f"kdtool: {' '.join(message.split())}\n")
+def _fail(error: Exception, debug: bool) -> int:
+    """Says in one line what went wrong; gives the exit code that belongs to it."""
+    message = error.format_message() if hasattr(error, "format_message") else ""  # typer's own errors have one
+    if "\n" in message:  # the help of a command that was named without a subcommand
+        sys.stderr.write(f"{message}\n")
+        return 2
+    if debug:
+        traceback.print_exception(error)
+    return _say(*_explained(error, message))
+
+
+def _explained(error: Exception, message: str) -> tuple[str, int]:
+    if isinstance(error, KdtoolError):
+        return str(error), error.exit_code
+    if isinstance(error, typer.Abort):
+        return "interrupted", 130
+    if message:  # a wrong option, value or command
+        return f"{message.rstrip('.')} (see --help)", 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+        return f"not enough memory: {error}; take a smaller --batch, or --device cpu", 5
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left; free some space and run the same command again: it goes on where it stopped", 5
+    if isinstance(error, OSError):
+        name = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{name}", 2 if isinstance(error, _NAMES) else 5
+    return f"a bug in kdtool: {type(error).__name__}: {error}; `kdtool --debug ...` shows where", 1
+
+
+_NAMES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def _say(message: str, code: int) -> int:
+    lines = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+    sys.stderr.write(f"kdtool: {lines.replace(':; ', ': ')}\n")
     return code
 
 

@@ -38,6 +38,19 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
+RECIPE = ("epochs", "batch", "learning_rate", "weight_decay", "optimizer", "schedule")  # fields with a flag
+
+KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list of texts",
+    tuple: "a list of numbers",
+    dict: "a table",
+}
+
+
 class Values:
     """The values of a command: a flag where it was given, else the configuration file's, else a default."""
 
@@ -53,48 +66,75 @@ class Values:
             if key not in known:
                 raise unknown(f"key in {path}", key, known)
 
-    def get(self, name: str, flag: Any, default: Any, kind: type | tuple[type, ...]) -> Any:
+    def get(self, name: str, flag: Any, default: Any, kind: type) -> Any:
         """The value of an option."""
         if flag is not None:
-            return str(flag) if isinstance(flag, Path) else flag
-        value = self.table.get(name, default)
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-            raise UsageError(f"{self.path}: {name} is {value!r}; {wanted} is expected")
-        return value
+            return flag
+        value = self.table.get(name)
+        return default if value is None else _converted(f"{self.path}: {name}", value, kind)
+
+    def where(self, name: str, flag: Path | None) -> str | None:
+        """A path, as an absolute one, so that it leads there from any folder."""
+        path = self.get(name, str(flag) if flag else None, None, str)
+        return str(Path(path).absolute()) if path is not None else None
+
+    def settings(self, flags: list[str] | None) -> dict[str, str]:
+        """The options of methods: the file's [set] table, then `--set`."""
+        table: dict[str, str] = {}
+        for name, value in self.get("set", None, {}, dict).items():
+            if isinstance(value, dict):
+                table |= {f"{name}.{key}": _text(item) for key, item in value.items()}
+            else:
+                table[name] = _text(value)
+        return {**table, **split_settings(flags or [])}
 
     def recipe(self, name: str | None, **flags: Any) -> "Recipe":
-        """The recipe: by name, changed by the file's [recipe] table and then by flags."""
+        """The recipe: by name, changed by the file's [recipe] table, then by the file's values of flags, then by flags.
+
+        A name that is given as a flag leaves the table out of account.
+        """
         from kdtool.engine import optim
 
-        base = optim.recipe(self.get("recipe_name", name, "kda", str))
-        table = dict(self.get("recipe", None, {}, dict)) if name is None else {}
+        written = self.table.get("recipe", {})
+        named = isinstance(written, str)
+        base = optim.recipe(name or (written if named else "kda"))
+        table = {} if name or named else self.get("recipe", None, {}, dict)
+        changes = {**table, **{key: self.table[key] for key in RECIPE if key in self.table}}
         kinds = {field.name: type(getattr(base, field.name)) for field in fields(base)}
-        for key, value in table.items():
+        for key, value in changes.items():
             if key not in kinds:
                 raise unknown(f"key in [recipe] of {self.path}", key, kinds)
-            table[key] = _converted(f"{self.path}: recipe.{key}", value, kinds[key])
-        return replace(base, **{**table, **{key: value for key, value in flags.items() if value is not None}})
+            changes[key] = _converted(f"{self.path}: {key}", value, kinds[key])
+        return replace(base, **{**changes, **{key: value for key, value in flags.items() if value is not None}})
 
 
 def _converted(name: str, value: Any, kind: type) -> Any:
-    if kind is tuple and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
-        return tuple(float(v) for v in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    """A value of a TOML file as the type that is wanted."""
+    if kind is tuple and isinstance(value, list) and all(type(item) in (int, float) for item in value):
+        return tuple(float(item) for item in value)
+    if kind is float and type(value) is int:
         return float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UsageError(f"{name} is {value!r}; {kind.__name__} is expected")
+    others = isinstance(value, list) and kind is list and not all(isinstance(item, str) for item in value)
+    if type(value) is not kind or others:
+        raise UsageError(f"{name} is {value!r}; {KINDS[kind]} is expected")
     return value
 
 
-def open_workspace(folder: Path, cache: Path | None = None) -> "Workspace":
+def _text(value: Any) -> str:
+    """A value of a TOML file as `--set` takes it."""
+    if isinstance(value, list):
+        return ",".join(_text(item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def open_workspace(folder: Path, cache: Path | str | None = None) -> "Workspace":
     """The workspace of a folder, with another cache where one is named."""
     from kdtool.engine.workspace import Workspace
 
     workspace = Workspace.open(folder)
     if cache is None:
         return workspace
-    return replace(workspace, settings={**workspace.settings, "cache": str(cache.absolute())})
+    return replace(workspace, settings={**workspace.settings, "cache": str(Path(cache).absolute())})
 
 
 def build_methods(names: list[str], layers: list[str], settings: dict[str, str]) -> "tuple[Method, ...]":
@@ -102,6 +142,8 @@ def build_methods(names: list[str], layers: list[str], settings: dict[str, str])
     from kdtool.methods import method
 
     given: dict[str, dict[str, str]] = {name: {} for name in names}
+    if settings and not names:
+        raise UsageError(f"--set {next(iter(settings))}: this sets an option of a method, and no method is named")
     for key, value in settings.items():
         owner, _, option = key.rpartition(".")
         if not owner and len(names) != 1:
@@ -111,13 +153,11 @@ def build_methods(names: list[str], layers: list[str], settings: dict[str, str])
             raise unknown("method in --set", owner, names)
         given[owner][option] = value
     built = tuple(method(name).with_options(given[name]) for name in names)
-    if layers and built:
-        if "layers" not in built[0].options():
-            raise UsageError(f"method {built[0].name} has no layers to choose, so --layer does not apply to it")
-        return (replace(built[0], layers=tuple(layers)), *built[1:])  # type: ignore[call-arg]
-    if layers:
-        raise UsageError("--layer needs a --method")
-    return built
+    if not layers:
+        return built
+    if "layers" not in built[0].options():
+        raise UsageError(f"method {built[0].name} has no layers to choose, so --layer does not apply to it")
+    return (replace(built[0], layers=tuple(layers)), *built[1:])  # type: ignore[call-arg]
 
 
 def split_settings(settings: list[str]) -> dict[str, str]:

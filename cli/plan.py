@@ -13,23 +13,29 @@ def plan(
     settings: o.Settings = None,
     views: e.Views = None,
     batch: e.Grid = None,
+    block: e.Block = None,
+    fit_views: e.FitViews = None,
     clean: e.Clean = None,
     dtype: e.Dtype = None,
     validation: e.Validation = None,
     few_shot: e.FewShot = None,
+    seed: e.Seed = None,
+    precision: e.Precision = None,
     device: o.Device = None,
     data_folder: o.DataFolder = None,
     cache: o.CachePath = None,
     folder: o.Folder = Path(),
+    config: o.Config = None,
     json: o.Json = False,
 ) -> None:
     """Show bytes, time and break-even of an extract; writes nothing.
 
     Example: kdtool plan --for kda --views all
     """
-    workspace = o.open_workspace(folder, cache)
+    values = o.Values("extract", config, e.KEYS)
+    workspace = o.open_workspace(folder, values.where("cache", cache))
     asked = e.configure(
-        o.Values("extract", None, ()),
+        values,
         default_student=str(workspace.settings.get("student", "resnet18")),
         methods=methods,
         students=students,
@@ -38,12 +44,12 @@ def plan(
         clean=clean,
         dtype=dtype,
         batch=batch,
-        block=None,
-        fit_views=None,
+        block=block,
+        fit_views=fit_views,
         validation=validation,
         few_shot=few_shot,
-        seed=None,
-        precision=None,
+        seed=seed,
+        precision=precision,
         device=device,
         data_folder=data_folder,
         allow_mixed=None,
@@ -60,18 +66,18 @@ def plan(
             r["key"],
             r["part"],
             r["dtype"],
-            f"{r['bytes_per_view']:,}",
-            f"{r['views_held']}/{r['views']}",
+            "" if r["views"] is None else r["bytes_per_image"],
+            "" if r["views"] is None else f"{r['views_held']}/{r['views']}",
             in_units(r["bytes"]),
         )
         for r in found["keys"]
     ]
-    print_table("", ("key", "part", "dtype", "bytes/view", "views held", "size"), rows)
+    print_table("", ("key", "part", "dtype", "bytes/image", "views", "size"), rows)
     print_line(
         f"in all {in_units(found['bytes'])}, {in_units(found['bytes_to_write'])} still to write in about "
         f"{found['extract_seconds']:.0f} s on this machine"
     )
     print_line(
-        f"a live teacher costs about {found['live_teacher_seconds_per_epoch']:.1f} s an epoch: the cache has paid for "
-        f"itself after {found['break_even_epochs']:g} epochs, of all students together"
+        f"a live teacher costs about {found['live_teacher_seconds_per_epoch']:.1f} s an epoch;\n"
+        f"the cache has paid for itself after {found['break_even_epochs']:g} epochs of all students together"
     )

@@ -6,18 +6,23 @@ from typing import Annotated
 import typer
 
 from kdtool.cli import options as o
-from kdtool.cli.console import print_line
+from kdtool.cli.console import print_json, print_line
 
 
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them.  [default: runs]")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The file.  [default: report.html]")] = None,
     folder: o.Folder = Path(),
+    json: o.Json = False,
 ) -> None:
-    """Write a self-contained HTML report: results, learning curves, kernel transfer loss, cost.
+    """Write one HTML file: results, curves, transfer loss, cost.
 
     Example: kdtool report
     """
     from kdtool.workflows.report import write_report
 
-    print_line(f"wrote {write_report(runs or [folder / 'runs'], out or folder / 'report.html')}")
+    written = write_report(runs or [folder / "runs"], out or folder / "report.html")
+    if json:
+        print_json({"report": str(written)})
+    else:
+        print_line(f"wrote {written}")

@@ -18,10 +18,7 @@ def methods(json: o.Json = False) -> None:
     """
     from kdtool.methods import METHODS
 
-    found = [
-        {"method": name, "paper": kind.paper, "options": kind.options()}
-        for name, kind in METHODS.items()
-    ]
+    found = [{"method": name, "paper": kind.paper, "options": kind.options()} for name, kind in METHODS.items()]
     if json:
         print_json(found)
         return
@@ -36,7 +33,9 @@ def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-def models(classes: Annotated[int, typer.Option("--classes")] = 100, json: o.Json = False) -> None:
+def models(
+    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 100, json: o.Json = False
+) -> None:
     """List the networks with their parameters and taps.
 
     Example: kdtool models --classes 10
@@ -55,21 +54,24 @@ def models(classes: Annotated[int, typer.Option("--classes")] = 100, json: o.Jso
 
 
 @data_app.command("list")
-def list_data() -> None:
+def list_data(json: o.Json = False) -> None:
     """List the data sets.
 
     Example: kdtool data list
     """
     from kdtool.data import DATASETS
 
-    print_line("\n".join(DATASETS))
+    if json:
+        print_json(list(DATASETS))
+    else:
+        print_line("\n".join(DATASETS))
 
 
 @data_app.command("check")
 def check_data(
     name: Annotated[str, typer.Argument(help="Data set.")], data_folder: o.DataFolder = None, json: o.Json = False
 ) -> None:
-    """Read a data set and show its size and the fingerprint of its content.
+    """Read a data set and show its size and the digest of its content.
 
     Example: kdtool data check cifar100 --data-folder data
     """

@@ -1,5 +1,6 @@
 """`kdtool teach`: train a teacher."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ KEYS = (
     "seed",
     "device",
     "precision",
+    *o.RECIPE,
 )
 
 
@@ -47,7 +49,7 @@ def teach(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train a teacher on labels and write teacher.safetensors and kdtool.toml.
+    """Train a teacher on labels; write its weights and kdtool.toml.
 
     Example: kdtool teach --data digits --network resnet20 --student resnet8 --epochs 10
     """
@@ -71,7 +73,7 @@ def teach(
             optimizer=optimizer,
             schedule=schedule,
         ),
-        data_folder=values.get("data_folder", data_folder, None, str),
+        data_folder=values.where("data_folder", data_folder),
         validation=values.get("validation", validation, 0, int),
         few_shot=values.get("few_shot", few_shot, None, int),
         student=values.get("student", student, "resnet18", str),
@@ -87,4 +89,5 @@ def teach(
         print_json(result)
     else:
         print_line(f"teacher {result['network']}: test accuracy {result['test_accuracy']['last']:.2f} %")
-        print_line(f"wrote {workspace.teacher} and {folder / 'kdtool.toml'}; next: kdtool extract")
+        following = shlex.join(["kdtool", "extract", *workspace.words])
+        print_line(f"wrote {workspace.teacher} and {folder / 'kdtool.toml'}; next: {following}")

@@ -135,7 +135,8 @@ def distill(
         bind(method, taps, shapes, cache, facts, added=number > 0)
         for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
     )
-    check_schedule(stages, bound, config.recipe)
+    check_schedule(stages, bound, config.recipe, facts.samples)
+    data = data_of(workspace, cache, config.data_folder)
     resolved = replace(config, views=views, precision=precision)
     path = workspace.runs / config.title
     with files.lock(path / "lock", "training in"):
@@ -146,7 +147,6 @@ def distill(
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
         files.write_json(folder.path / "environment.json", environment(device, precision))
-        data = data_of(workspace, cache, config.data_folder)
         job = make_job(cache, data, student.to(device), stages, bound, needs, config, views, device, precision)
         running = train(job, folder, progress, stop, checkpoint_seconds)
         digest = checkpoint.save_weights(folder.path / "student.safetensors", job.student)

@@ -22,6 +22,8 @@ def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) 
     """
     lacking = [target.key for target in needs.targets if target.key not in cache.contents]
     lacking += [fit for fit in needs.fits if fit not in cache.fits]
+    selecting = needs.validated if "validation" in cache.layout.samples else ()
+    lacking += [f"{key} of the validation part" for key in selecting if not cache.views(key, "validation")]
     wanted = views or max((cache.views(key) for key in cache.contents), default=0) or 1
     repair = shlex.join([*command, "--views", str(wanted)])
     if lacking:

@@ -41,6 +41,9 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is at least 1, not {getattr(self, name)}")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         for name, factor in (("learning rate", self.learning_rate), ("gamma", self.gamma)):
             if not 0 < factor < math.inf:
                 raise UsageError(f"the {name} is above 0 and finite, not {factor}")

@@ -182,8 +182,9 @@ def contents(
     facts = Facts(layout.samples["train"], layout.classes, labels, layout.batch, 1, config.seed)
     for name in config.students:
         shapes = tap_shapes(create(name, record.classes), record.image_shape)
-        needs = needs_of(config.methods, shapes, layout.tap_shapes, facts)
-        targets += needs.targets
-        validated += needs.validated
-        fits += [fit for method in config.methods for fit in method.fits(shapes, layout.tap_shapes)]
+        for method in config.methods:  # each may be the one whose stages a run has
+            needs = needs_of((method,), shapes, layout.tap_shapes, facts)
+            targets += needs.targets
+            validated += needs.validated
+            fits += method.fits(shapes, layout.tap_shapes)
     return tuple(by_key(targets).values()), tuple({fit.key: fit for fit in fits}.values()), tuple(validated)

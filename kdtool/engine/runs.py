@@ -149,8 +149,19 @@ class RunFolder:
 
 
 def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    plain = tomllib.loads(toml(wanted))
-    for key in [*plain, *found]:
-        if found.get(key) != plain.get(key):
-            return f"{key} is {found.get(key, 'absent')} there, {plain.get(key, 'absent')} asked for"
+    there, asked = _flat(found), _flat(tomllib.loads(toml(wanted)))
+    for key in [*asked, *there]:
+        if there.get(key) != asked.get(key):
+            return f"{key} is {there.get(key, 'absent')} there, {asked.get(key, 'absent')} asked for"
     return "no difference"
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Values with those of tables as `table.name`."""
+    tables = {
+        f"{key}.{name}": item
+        for key, value in values.items()
+        if isinstance(value, dict)
+        for name, item in value.items()
+    }
+    return {key: value for key, value in values.items() if not isinstance(value, dict)} | tables

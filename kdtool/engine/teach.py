@@ -13,7 +13,7 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
-from kdtool.engine.train import Job, Running, check_seed, seeded, train
+from kdtool.engine.train import Job, Running, check_schedule, check_seed, seeded, train
 from kdtool.engine.workspace import (
     DEFAULT_STUDENT,
     DEFAULT_VIEWS,
@@ -68,6 +68,9 @@ def teach(
     check_seed(config.seed)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
+    found = data.load(config.data, Path(config.data_folder) if config.data_folder else None)
+    split = make_split(found.train.labels, found.classes, config.validation, config.few_shot, config.seed)
+    check_schedule((Stage("teach"),), (), config.recipe, len(split.train))
     path = workspace.runs / "teacher"
     with files.lock(path / "lock", "training in"):
         folder = RunFolder(path, plain_config("teach", replace(config, precision=precision)))
@@ -76,8 +79,6 @@ def teach(
             checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
-        found = data.load(config.data, Path(config.data_folder) if config.data_folder else None)
-        split = make_split(found.train.labels, found.classes, config.validation, config.few_shot, config.seed)
         augmentation = Augmentation(flip=found.flip, seed=config.seed)
         with seeded(config.seed):
             model = create(config.network, found.classes).to(device)

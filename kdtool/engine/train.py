@@ -100,11 +100,13 @@ def stage_recipe(plan: Recipe, stage: Stage) -> Recipe:
     return replace(plan, **{**stage.recipe, "epochs": stage.epochs or plan.epochs})
 
 
-def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe) -> None:
-    """Refuses a schedule in which a term would never become active."""
+def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe, samples: int) -> None:
+    """Refuses a schedule in which a term would never become active, or whose epochs would have no step."""
     added = {term: weight for extra in bound for term, weight in (extra.weights or {}).items()}
     for stage in stages:
-        epochs = stage_recipe(plan, stage).epochs
+        recipe = stage_recipe(plan, stage)
+        epochs = recipe.epochs
+        batch_slices(samples, recipe.batch, recipe.drop_last)
         for term, weight in {**(stage.weights or {}), **(added if stage.task else {})}.items():
             if weight.value != 0 and weight.start >= epochs:
                 raise UsageError(
@@ -117,7 +119,7 @@ def train(
     job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
 ) -> Running:
     """Runs all stages, from the state in `folder` where there is one; the job's student holds the result."""
-    check_schedule(job.stages, job.bound, job.recipe)
+    check_schedule(job.stages, job.bound, job.recipe, len(job.train.labels))
     running = _resume(job, folder) or begin(job, 0)
     if running.epoch or running.done:
         progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
@@ -354,6 +356,7 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
     """The stage's weighted loss over the validation part, un-augmented, in eval mode."""
     assert job.validation is not None
     job.student.eval()
+    running.adapters.eval()
     bounds, total = _active(job, stage), 0.0
     taps_needed = tuple(dict.fromkeys(tap for bound in bounds for tap in bound.taps))
     labels = job.validation.labels
@@ -371,6 +374,7 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
                 losses |= _terms(bound, stage, running, taps, cached, batch)
             total += float(_weighted(losses)) * len(indices)
     job.student.train()
+    running.adapters.train()
     return total / len(labels)
 
 

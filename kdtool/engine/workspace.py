@@ -138,7 +138,7 @@ def read_record(path: Path) -> TeacherRecord:
     """The record of a teacher."""
     place = record_path(path)
     if not place.exists():
-        raise UsageError(f"there is no teacher: {place} does not exist; run `kdtool teach` first, or give --teacher")
+        raise UsageError(f"there is no teacher: {place} does not exist; run `kdtool teach` first")
     plain = files.read_json(place, "train the teacher again with `kdtool teach`")
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in plain.items()}
     try:
@@ -161,7 +161,7 @@ def read_split(path: Path, record: TeacherRecord) -> splits.Split:
     place = split_path(path)
     try:
         split = splits.from_plain(json.loads(place.read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DamageError) as error:
         raise DamageError(f"{place} cannot be read ({error}); train the teacher again with `kdtool teach`") from None
     if split.digest != record.split_digest:
         raise DamageError(f"{place} is not the split of this teacher; train it again with `kdtool teach`")

@@ -88,12 +88,11 @@ class Landmarks(nn.Module):
 
     def accumulate(self, indices: Tensor, student: Tensor, teacher: Tensor) -> None:
         """Adds the rows of a step to the sums of their landmarks."""
-        bins = self.bins[indices]
-        used = bins >= 0
-        bins = bins[used]
-        self.student_sums.index_add_(0, bins, student[used].double())
-        self.teacher_sums.index_add_(0, bins, teacher[used].double())
-        self.counts += torch.bincount(bins, minlength=len(self.counts))
+        used = (self.bins[indices] >= 0).double()  # a factor and not a selection, which would wait for the device
+        bins = self.bins[indices].clamp(min=0)
+        self.student_sums.index_add_(0, bins, student.double() * used[:, None])
+        self.teacher_sums.index_add_(0, bins, teacher.double() * used[:, None])
+        self.counts.index_add_(0, bins, used)
 
     def renew(self, teacher_fixed: bool, rank: int | None) -> None:
         """Takes the means of the epoch as landmarks; a landmark without rows keeps its last value.
@@ -183,7 +182,8 @@ class KDA(Method):
     def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
         """One `Landmarks` for each layer, under the tap's name with '.' as '_'."""
         count = self.landmark_count(facts)
-        need(count <= facts.samples, f"option kda.count asks for {count} landmarks of {facts.samples} images")
+        enough = self.landmarks != "random" or count <= facts.samples
+        need(enough, f"option kda.count asks for {count} landmarks of {facts.samples} images")
         module = nn.ModuleDict()
         for tap in self.student_taps(student, teacher):
             bins = torch.from_numpy(self._bins(tap, count, facts, fitted))

@@ -7,6 +7,7 @@ before distill, command-line options, the table of methods, conformance tests) f
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
@@ -92,9 +93,11 @@ def parse(name: str, text: str, kind: Any) -> Any:
             raise UsageError(f"option {name} is true or false, not {text!r}")
         return text.lower() == "true"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise UsageError(f"option {name} is of type {kind.__name__}, and {text!r} is not") from None
+    need(kind is not float or math.isfinite(value), f"option {name} is a finite number, not {text!r}")
+    return value
 
 
 def need(condition: bool, message: str) -> None:

@@ -1,58 +1,57 @@
 """What an extract would cost, and from when on it pays, before anything is written.
 
-Bytes are exact. Seconds come from a few timed batches of the teacher on this machine.
+Bytes are those of the chunk files, exact; they leave out metadata, journal and manifest. Seconds come from a few timed
+batches of the teacher on this machine.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kdtool.cache import open_cache
+from kdtool.cache import ArraySpec, Cache, Contents, open_cache
+from kdtool.cache.arrays import whole_grid
+from kdtool.cache.identity import refuse
+from kdtool.cache.journal import holds_cache
 from kdtool.engine.device import synchronize
 from kdtool.engine.extract import Extraction, stored_specs
-from kdtool.engine.sources import Teller
+from kdtool.engine.sources import Teller, as_tensors
 from kdtool.engine.workspace import Workspace
-from kdtool.targets import CLEAN, by_key
+from kdtool.targets import CLEAN, Facts, Fit
 
 PROBES = 3  # timed batches
 
+Arrays = dict[str, np.ndarray[Any, Any]]
+
 
 def plan(workspace: Workspace, job: Extraction) -> dict[str, Any]:
-    """Bytes per key, teacher passes, seconds, and the epochs of distillation after which the cache has paid off."""
-    known = open_cache(workspace.cache) if workspace.cache.exists() else None
-    specs = stored_specs(job, [t for t in job.targets if t.fit is None], {}, known.contents if known else {})
-    rows: list[dict[str, Any]] = []
-    batches = 0
-    for key, target in by_key(job.targets).items():
-        if key not in specs:
-            continue
-        size = sum(spec.row_bytes for spec in specs[key].values())
-        for part, samples in job.layout.samples.items():
-            if key in job.part_keys(part):
-                views = job.views if part == "train" else 1
-                held = known.views(key, part) if known else 0
-                rows.append(
-                    {
-                        "key": key,
-                        "part": part,
-                        "dtype": ", ".join(sorted({spec.dtype for spec in specs[target.key].values()})),
-                        "bytes_per_view": size,
-                        "views": views,
-                        "views_held": held,
-                        "bytes": size * samples * views,
-                        "bytes_to_write": size * samples * max(views - held, 0),
-                    }
-                )
-    for part, samples in job.layout.samples.items():
-        lacking = [row["views"] - row["views_held"] for row in rows if row["part"] == part]
-        batches += max([0, *lacking]) * -(-samples // job.layout.batch)
-    per_batch = seconds_per_batch(job)
+    """Bytes per key, teacher batches, seconds, and the epochs of distillation after which the cache has paid off.
+
+    IdentityError where the cache that is there is of something else: extract would refuse it too.
+    """
+    known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
+    if known is not None:
+        refuse_other(known, job)
+    contents = known.contents if known else {}
+    learned = fit_results(job, contents)
+    fitted = {key: as_tensors(arrays, job.train.pixels.device) for key, arrays in learned.items()}
+    specs = stored_specs(job, job.targets, fitted, contents)
+    rows = [
+        key_row(job, known, part, key, arrays)
+        for key, arrays in specs.items()
+        for part in job.layout.samples
+        if key in job.part_keys(part)
+    ]
+    rows += [fit_row(known, key, arrays) for key, arrays in learned.items()]
+    lists = sum(2 * whole_bytes("", np.zeros(samples, np.int64)) for samples in job.layout.samples.values())
+    batches = teacher_batches(job, known)
+    per_batch = seconds_per_batch(job, fitted)
     epoch = per_batch * -(-job.layout.samples["train"] // job.layout.batch)
     return {
         "keys": rows,
-        "bytes": sum(row["bytes"] for row in rows),
-        "bytes_to_write": sum(row["bytes_to_write"] for row in rows),
+        "bytes": lists + sum(row["bytes"] for row in rows),
+        "bytes_to_write": (0 if known else lists) + sum(row["bytes_to_write"] for row in rows),
         "teacher_batches": batches,
         "extract_seconds": batches * per_batch,
         "live_teacher_seconds_per_epoch": epoch,
@@ -60,9 +59,111 @@ def plan(workspace: Workspace, job: Extraction) -> dict[str, Any]:
     }
 
 
-def seconds_per_batch(job: Extraction) -> float:
+def refuse_other(known: Cache, job: Extraction) -> None:
+    """Refuses a cache of another identity or layout, as extract does."""
+    found = {"identity": known.identity, "layout": known.layout.to_json()}
+    wanted = {"identity": dict(job.identity), "layout": job.layout.to_json()}
+    hint = "use what the cache was made with, or name another folder with --cache"
+    refuse(f"{known.path} is a cache of something else", found, wanted, hint)
+
+
+def fit_results(job: Extraction, contents: Mapping[str, Contents]) -> dict[str, Arrays]:
+    """What every fit would store, by key, in shape and dtype: its result from the state before the first batch."""
+    samples, labels = job.layout.samples["train"], job.labels["train"]
+    facts = Facts(samples, job.layout.classes, labels, job.layout.batch, 0, job.seed)
+    found = {}
+    for fit in all_fits(job):
+        specs = stored_specs(job, fit.reads, {}, contents)
+        shapes = {key: {name: spec.shape for name, spec in arrays.items()} for key, arrays in specs.items()}
+        found[fit.key] = fit.result(fit.begin(facts, shapes, job.layout.fit_views), facts)
+    return found
+
+
+def all_fits(job: Extraction) -> list[Fit]:
+    """The fits of encoders and of methods, each once."""
+    fits = [*(target.fit for target in job.targets if target.fit is not None), *job.fits]
+    return list({fit.key: fit for fit in fits}.values())
+
+
+def key_row(
+    job: Extraction, known: Cache | None, part: str, key: str, arrays: Mapping[str, ArraySpec]
+) -> dict[str, Any]:
+    """What a key takes in a part."""
+    layout, views = job.layout, job.views if part == "train" else 1
+    grids = [layout.grid(part, key, name, spec) for name, spec in arrays.items()]
+    blocks = [
+        sum(grid.file_bytes * len(layout.chunks(grid, part, block)) for grid in grids)
+        for block in range(layout.blocks(part))
+    ]
+    missing = [block for view in range(views) for block in lacking(job, known, part, key, view)]
+    return {
+        "key": key,
+        "part": part,
+        "dtype": ", ".join(sorted({spec.dtype for spec in arrays.values()})),
+        "bytes_per_image": sum(spec.row_bytes for spec in arrays.values()),
+        "views": views,
+        "views_held": min(known.views(key, part), views) if known else 0,
+        "bytes": views * sum(blocks),
+        "bytes_to_write": sum(blocks[block] for block in missing),
+    }
+
+
+def fit_row(known: Cache | None, key: str, arrays: Arrays) -> dict[str, Any]:
+    """What the result of a fit takes."""
+    size = sum(whole_bytes(name, array) for name, array in arrays.items())
+    held = known is not None and key in known.fits
+    return {
+        "key": key,
+        "part": "fitted",
+        "dtype": ", ".join(sorted({array.dtype.name for array in arrays.values()})),
+        "bytes_per_image": None,
+        "views": None,
+        "views_held": None,
+        "bytes": size,
+        "bytes_to_write": 0 if held else size,
+    }
+
+
+def whole_bytes(name: str, array: np.ndarray[Any, Any]) -> int:
+    """Bytes of the chunk files of an array without views."""
+    grid = whole_grid(name, ArraySpec(array.dtype.name, array.shape))
+    return grid.chunks * grid.file_bytes
+
+
+def lacking(job: Extraction, known: Cache | None, part: str, key: str, view: int) -> list[int]:
+    """The blocks of a view that an extract would write."""
+    return known.missing(part, key, view) if known else list(range(job.layout.blocks(part)))
+
+
+def teacher_batches(job: Extraction, known: Cache | None) -> int:
+    """The batches for which the teacher runs: for arrays, and for passes of fits over views that are not stored."""
+    layout, count = job.layout, 0
+    for part, samples in layout.samples.items():
+        for view in range(job.views if part == "train" else 1):
+            blocks = {block for key in job.part_keys(part) for block in lacking(job, known, part, key, view)}
+            size = layout.block_rows(part)
+            count += sum(-(-min(size, samples - block * size) // layout.batch) for block in blocks)
+    return count + len(teacher_passes(job, known)) * -(-layout.samples["train"] // layout.batch)
+
+
+def teacher_passes(job: Extraction, known: Cache | None) -> set[tuple[int, int]]:
+    """(number, view) of the passes in which fits need the teacher, because they come first or the view is not kept."""
+    first = {target.fit.key for target in job.targets if target.fit is not None}
+    found = set()
+    for fit in all_fits(job):
+        if known is not None and fit.key in known.fits:
+            continue
+        for number, view in enumerate(fit.passes(job.layout.fit_views)):
+            part = "train_clean" if view == CLEAN else "train"
+            kept = view < job.views and {target.key for target in fit.reads} <= set(job.part_keys(part))
+            if fit.key in first or not kept:
+                found.add((number, view))
+    return found
+
+
+def seconds_per_batch(job: Extraction, fitted: Mapping[str, Any]) -> float:
     """The teacher's time for one batch of the grid, the fastest of a few."""
-    teller = Teller(job.model, tuple(t for t in job.targets if t.fit is None), {}, job.layout.batch, job.precision)
+    teller = Teller(job.model, job.targets, fitted, job.layout.batch, job.precision)
     count = min(job.layout.batch, job.layout.samples["train"])
     images, times = job.train.view(np.arange(count), CLEAN), []
     for _ in range(PROBES):

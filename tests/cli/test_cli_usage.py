@@ -1,0 +1,208 @@
+"""Exit code 2: options, names, values and configuration files that are not right, each in one line on stderr."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdtool import data as data_sets
+from kdtool import files
+
+Typed = Callable[..., Any]
+
+KDA = "distill --method kda"
+
+WRONG = {  # line -> what the message must hold
+    "teach": ("--data is missing", "cifar100"),
+    "teach --data cifra10": ("'cifra10'", "did you mean 'cifar10'?"),
+    "teach --data cifar10 --network resnet9": ("'resnet9'", "did you mean 'resnet8'?"),
+    "teach --data cifar10 --student resnt18": ("'resnt18'", "did you mean 'resnet18'?"),
+    "teach --data cifar10 --views 0": ("--views is at least 1",),
+    "teach --data cifar10 --data-folder nowhere": ("no complete cifar10", "no such folder", "cifar-10-binary.tar.gz"),
+    "distil": ("'distil'", "'distill'"),
+    "distill": ("--method is missing", "kdtool methods"),
+    "distill --methd kda": ("--methd", "--method"),
+    "distill --method kad": ("'kad'", "did you mean 'kd'?"),
+    "distill --json --method none --layer before_fc": ("--method none", "do not apply"),
+    "distill --method kd --layer before_fc": ("kd has no layers", "--layer"),
+    "distill --method none --set weight=1": ("--method none", "do not apply"),
+    "distill --method kd --with kd": ("--with kd", "is KD itself"),
+    "distill --method kda --with srm": ("--with srm", "only kd"),
+    f"{KDA} --layer befor_fc": ("'befor_fc'", "did you mean 'before_fc'?"),
+    f"{KDA} --student resnet80": ("'resnet80'", "did you mean 'resnet8'?"),
+    f"{KDA} --set wieght=1": ("'wieght'", "did you mean 'weight'?"),
+    f"{KDA} --set kad.weight=1": ("'kad'", "did you mean 'kda'?"),
+    f"{KDA} --set weight": ("'weight'", "NAME=VALUE"),
+    f"{KDA} --set weight=heavy": ("kda.weight", "float", "'heavy'"),
+    f"{KDA} --set weight=": ("kda.weight", "float"),
+    f"{KDA} --set whiten=1": ("kda.whiten", "true or false"),
+    f"{KDA} --set landmarks=classes": ("kda.landmarks", "class, kmeans, random"),
+    f"{KDA} --with kd --set weight=1": ("--set weight", "METHOD.weight"),
+    f"{KDA} --recipe kad": ("'kad'", "did you mean 'kda'?"),
+    f"{KDA} --optimizer sdg": ("'sdg'", "did you mean 'sgd'?"),
+    f"{KDA} --schedule cosin": ("'cosin'", "did you mean 'cosine'?"),
+    f"{KDA} --precision float23": ("'float23'", "did you mean 'float32'?"),
+    f"{KDA} --device gpu": ("'gpu'", "known: auto, cpu, cuda"),
+    f"{KDA} --device meta": ("'meta'", "known: auto, cpu, cuda"),
+    f"{KDA} --epochs many": ("'--epochs'", "integer"),
+    f"{KDA} --epochs 0": ("--epochs is at least 1",),
+    f"{KDA} --epochs 1": ("kda_before_fc", "epoch 2", "--epochs 2"),
+    f"{KDA} --batch 0": ("--batch is at least 1",),
+    f"{KDA} --batch 64 --recipe icd": ("40 samples", "no batch of 64"),
+    f"{KDA} --learning-rate 0": ("learning rate", "above 0"),
+    f"{KDA} --learning-rate nan": ("learning rate", "finite"),
+    f"{KDA} --weight-decay -1": ("weight decay", "at least 0"),
+    f"{KDA} --views -1": ("--views is at least 1",),
+    f"{KDA} --views 500": ("--views 500", "162 placements"),
+    f"{KDA} --shuffle-block -5": ("--shuffle-block is at least 1",),
+    f"{KDA} --seed -1": ("--seed", "4,294,967,295"),
+    f"{KDA} --seed 99999999999999999999": ("--seed", "4,294,967,295"),
+    f"{KDA} --run ../elsewhere": ("--run", "below runs/"),
+    f"{KDA} --cache nowhere": ("no cache at", "kdtool extract"),
+    f"{KDA} --data-folder nowhere": ("no complete cifar10", "no such folder"),
+    f"{KDA} --config nowhere.toml": ("nowhere.toml", "No such file"),
+    "extract --for kad": ("'kad'", "did you mean 'kd'?"),
+    "extract --for kda --student resnet9": ("'resnet9'", "did you mean 'resnet8'?"),
+    "extract --for kda --set wieght=1": ("'wieght'", "did you mean 'weight'?"),
+    "extract --set weight=1": ("--set weight", "no method is named"),
+    "extract --views some": ("--views", "above 0 or all", "'some'"),
+    "extract --views 0": ("--views", "above 0 or all"),
+    "extract --views 163": ("--views 163", "162"),
+    "extract --batch 0": ("batch", "at least 1"),
+    "extract --block 17": ("block 17", "multiple of its batch"),
+    "extract --fit-views 163": ("--fit-views 163", "162"),
+    "extract --dtype float17": ("float17", "float16, float32"),
+    "extract --dtype logit=float32": ("logit=float32", "logits"),
+    "extract --clean befor_fc": ("--clean befor_fc", "before_fc"),
+    "extract --precision auto": ("--precision", "float32 or bfloat16"),
+    "extract --few-shot 0": ("0 were asked for",),
+    "extract --validation 40": ("class", "too many"),
+    "extract --seed -1": ("--seed", "4,294,967,295"),
+    "plan --for kad": ("'kad'", "did you mean 'kd'?"),
+    "cache info --cache nowhere": ("no cache at", "kdtool extract"),
+    "cache verify --cache nowhere": ("no cache at", "kdtool extract"),
+    "analyze gram-gap nowhere": ("nowhere", "no finished run"),
+    "analyze gram-gap --layer befor_fc": ("'befor_fc'", "did you mean 'before_fc'?"),
+    "analyze gram-gap --part validation": ("--part validation", "train, test"),
+    "analyze gram-gap --algorithm moment": ("'moment'", "did you mean 'moments'?"),
+    "report nowhere": ("nowhere", "not a folder"),
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_is_wrong_is_said_in_one_line(line: str, built: Path, refused: Typed) -> None:
+    """None of them gets as far as writing, so they share a folder."""
+    folder = built.parent / "empty" if line.startswith("teach") else built
+    words = [] if line.startswith("distil ") else ["--folder", folder]
+    before = sorted(built.parent.rglob("*"))
+    refused(2, WRONG[line], line, *words)
+    assert sorted(built.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("line", ["models --classes 1", "data check cifra10", "data check", "quickstart --epochs 1"])
+def test_commands_without_a_folder(line: str, refused: Typed) -> None:
+    refused(2, (), line)
+
+
+@pytest.mark.parametrize("line", ["", "cache", "analyze", "data"])
+def test_a_command_that_says_too_little_gets_the_help(line: str, typed: Typed) -> None:
+    found = typed(line)
+    assert found.code == 2
+    assert found.out == ""
+    assert found.err.startswith("Usage: ")
+    assert "Commands:" in found.err
+
+
+def test_a_folder_without_a_teacher(tmp_path: Path, refused: Typed) -> None:
+    refused(2, ("teacher.json", "kdtool teach"), "extract --folder", tmp_path)
+    refused(2, ("no cache at", "kdtool extract"), "distill --method kda --folder", tmp_path)
+    refused(2, ("no finished student", "kdtool distill"), "analyze gram-gap --folder", tmp_path)
+
+
+def test_a_folder_without_a_student(taught: Path, built: Path, tmp_path: Path, refused: Typed) -> None:
+    folder = Path(shutil.copytree(taught, tmp_path / "work"))
+    shutil.copytree(built / "cache.zarr", folder / "cache.zarr")
+    refused(2, ("no finished student", "kdtool distill"), "analyze gram-gap --folder", folder)
+
+
+def test_a_run_of_teach_has_no_teacher_to_compare_with(built: Path, refused: Typed) -> None:
+    texts = ("kdtool teach", "kdtool distill")
+    refused(2, texts, "analyze gram-gap --folder", built, built / "runs/teacher")
+
+
+CONFIGURATIONS = {
+    'method = "kda': ("not valid TOML", "line 1"),
+    'method = "kda"\nepoch = 3': ("'epoch'", "did you mean 'epochs'?"),
+    'method = "kda"\nepochs = "many"': ("epochs", "'many'", "a whole number"),
+    'method = "kda"\nepochs = 2.5': ("epochs", "2.5", "a whole number"),
+    'method = "kda"\nseed = true': ("seed", "True", "a whole number"),
+    'method = "kda"\nlearning_rate = "high"': ("learning_rate", "'high'", "a number"),
+    "method = 5": ("method", "5", "a text"),
+    'method = "kda"\nlayer = "before_fc"': ("layer", "'before_fc'", "a list of texts"),
+    'method = "kda"\nlayer = [5]': ("layer", "[5]", "a list of texts"),
+    'method = "kda"\nset = 3': ("set", "3", "a table"),
+    'method = "kda"\n[set]\nwieght = 1': ("'wieght'", "did you mean 'weight'?"),
+    'method = "kda"\n[set]\nweight = "heavy"': ("kda.weight", "float", "'heavy'"),
+    'method = "kda"\nrecipe = "kad"': ("'kad'", "did you mean 'kda'?"),
+    'method = "kda"\nrecipe = 3': ("recipe", "3", "a table"),
+    'method = "kda"\n[recipe]\nmomentun = 0.5': ("'momentun'", "did you mean 'momentum'?"),
+    'method = "kda"\n[recipe]\nmomentum = 1.5': ("momentum", "1.5"),
+    'method = "kda"\n[recipe]\nmilestones = [1, "a"]': ("milestones", "a list of numbers"),
+    'method = "kda"\n[recipe]\nmilestones = [1.5]': ("milestone", "1.5"),
+    'method = "kda"\n[recipe]\nwarmup = 3': ("warmup", "below 1"),
+    'method = "kda"\n[recipe]\nnesterov = true\nmomentum = 0': ("nesterov", "momentum"),
+    'command = "teach"': ("`kdtool teach`", "`kdtool distill`"),
+}
+
+
+@pytest.mark.parametrize("content", CONFIGURATIONS)
+def test_configuration_files(content: str, built: Path, tmp_path: Path, refused: Typed) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(content + "\n")
+    refused(2, CONFIGURATIONS[content], "distill --config", config, "--folder", built)
+
+
+DEFAULTS = {
+    "views = ": ("kdtool.toml", "not valid TOML"),
+    "veiws = 3": ("'veiws'", "did you mean 'views'?"),
+    'views = "3"': ("views", "'3'", "a whole number"),
+    "views = true": ("views", "True", "a whole number"),
+    "student = 8": ("student", "8", "a text"),
+}
+
+
+@pytest.mark.parametrize("line", DEFAULTS)
+def test_defaults_of_the_folder(line: str, built: Path, tmp_path: Path, refused: Typed) -> None:
+    (tmp_path / "kdtool.toml").write_text(line + "\n")
+    refused(2, DEFAULTS[line], "distill --method kda --folder", tmp_path)
+
+
+def test_another_number_of_classes(work: Path, data: Path, refused: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set and a record that say something else than the teacher's weights and the cache."""
+    from dataclasses import replace
+
+    real = data_sets.DATASETS["cifar10"]
+    monkeypatch.setitem(data_sets.DATASETS, "cifar10", lambda folder: replace(real(folder), classes=100))
+    for line in ("distill --method kda", "extract", "analyze gram-gap"):
+        refused(2, ("100 classes", "10 apart"), f"{line} --quiet --folder", work)
+    monkeypatch.undo()
+    record = files.read_json(work / "teacher.json", "")
+    files.write_json(work / "teacher.json", {**record, "classes": 100})
+    refused(2, ("(10,)", "(100,)"), "extract --folder", work)
+
+
+def test_a_folder_that_is_something_else(built: Path, data: Path, tmp_path: Path, refused: Typed) -> None:
+    (tmp_path / "file").write_text("no folder")
+    refused(2, "no cache at", "distill --method kda --folder", tmp_path / "file")
+    refused(2, "Not a directory", f"teach --data cifar10 --data-folder {data} --folder", tmp_path / "file")
+    refused(2, ("is no cache", "--cache"), f"extract --folder {built} --cache", tmp_path)
+    refused(2, ("no cache at",), f"distill --method kda --folder {built} --cache", tmp_path)
+
+
+def test_a_run_folder_with_other_things_in_it(work: Path, refused: Typed) -> None:
+    (work / "runs/notes").mkdir()
+    (work / "runs/notes/ideas.txt").write_text("mine")
+    refused(2, ("holds no run", "--run"), "distill --method kda --run notes --folder", work)
+    assert (work / "runs/notes/ideas.txt").read_text() == "mine"
