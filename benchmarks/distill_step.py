@@ -26,11 +26,13 @@ from kdtool.data.batches import order_of_epoch
 from kdtool.engine import distill as stage
 from kdtool.engine.device import choose_device, choose_precision, synchronize
 from kdtool.engine.extract import extract
+from kdtool.engine.job import Job, seeded
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.runs import environment
+from kdtool.engine.state import begin
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.train import Job, begin, seeded, step
+from kdtool.engine.train import step
 from kdtool.engine.workspace import Workspace
 from kdtool.methods import method
 from kdtool.methods.protocol import Method

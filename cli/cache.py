@@ -1,6 +1,7 @@
 """`kdtool cache`: what a cache holds, and whether it is intact."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -10,9 +11,11 @@ from kdtool.errors import DamageError
 
 app = typer.Typer(no_args_is_help=True, help="Look into a cache and check it.", rich_markup_mode=None)
 
+Place = Annotated[Path | None, typer.Argument(help="The cache.  [default: cache.zarr]")]
+
 
 @app.command("info")
-def show_info(cache: o.CachePath = None, folder: o.Folder = Path(), json: o.Json = False) -> None:
+def show_info(cache: Place = None, folder: o.Folder = Path(), json: o.Json = False) -> None:
     """Show what a cache depends on and what it holds.
 
     Example: kdtool cache info
@@ -46,7 +49,7 @@ def show_info(cache: o.CachePath = None, folder: o.Folder = Path(), json: o.Json
 
 
 @app.command()
-def verify(cache: o.CachePath = None, folder: o.Folder = Path(), json: o.Json = False, quiet: o.Quiet = False) -> None:
+def verify(cache: Place = None, folder: o.Folder = Path(), json: o.Json = False, quiet: o.Quiet = False) -> None:
     """Read every file of a cache and compare it with what was recorded.
 
     Example: kdtool cache verify

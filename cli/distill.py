@@ -114,10 +114,14 @@ def chosen_methods(name: str, added: list[str], layers: list[str], settings: dic
         if added or layers or settings:
             raise UsageError("--method none trains on labels alone; --with, --layer and --set do not apply to it")
         return ()
+    from kdtool.methods import METHODS, method
+
+    addable = {known: kind.added for known, kind in METHODS.items() if kind.added is not None}
+    defaults: dict[str, str] = {}
     for extra in added:
-        if extra != "kd":
-            raise UsageError(f"--with {extra}: only kd can be added to another method")
-        if name == "kd":
+        if extra not in addable:
+            raise UsageError(f"--with {extra}: only {', '.join(addable)} can be added to another method")
+        if not method(name).combines:
             raise UsageError(f"--with {extra}: the method {name} is KD itself")
-    defaults = {"kd.weight": "1"} if added else {}
+        defaults |= {f"{extra}.{option}": value for option, value in addable[extra].items()}
     return o.build_methods(list(dict.fromkeys([name, *added])), layers, {**defaults, **settings})

@@ -133,8 +133,9 @@ class Fit(Protocol):
 class Batch:
     """The samples of one training step.
 
-    indices (B,): positions in the train part; labels (B,); epoch and step count from 0 within the stage, which is
-    named by `stage`. generator: on the device, part of the checkpoint, for draws such as CRD's negatives.
+    indices (B,): positions in the train part, or in the validation part while a stage's validation loss is taken (view
+    0); labels (B,); epoch and step count from 0 within the stage, which is named by `stage`. generator: on the device,
+    part of the checkpoint, for draws such as CRD's negatives.
     """
 
     indices: torch.Tensor

@@ -1,4 +1,4 @@
-"""Every command of the README runs, in order, as it is typed but for its size: fewer epochs and views, small networks."""
+"""Every command of the README runs, in order, as typed but for its size: fewer epochs and views, small networks."""
 
 import re
 import shlex

@@ -24,8 +24,8 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import augmentation_of, check_teacher, data_of
 from kdtool.engine.evaluate import vectors
+from kdtool.engine.job import Labelled
 from kdtool.engine.lacking import extract_command
-from kdtool.engine.train import Labelled
 from kdtool.engine.workspace import Workspace, labelled, read_record, read_teacher
 from kdtool.errors import DamageError, UsageError
 from kdtool.methods import method

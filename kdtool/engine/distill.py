@@ -16,12 +16,13 @@ from kdtool.data.augment import Augmentation
 from kdtool.data.dataset import Dataset
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
+from kdtool.engine.job import Bound, Job, check_schedule, check_seed, seeded
 from kdtool.engine.lacking import check_cache, extract_command, option_text
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
 from kdtool.engine.sources import CachedTeacher
 from kdtool.engine.teach import plain_config, summary
-from kdtool.engine.train import Bound, Job, check_schedule, check_seed, seeded, train
+from kdtool.engine.train import train
 from kdtool.engine.workspace import Workspace, labelled, load_data
 from kdtool.errors import IdentityError, UsageError
 from kdtool.methods.protocol import FittedResults, Method

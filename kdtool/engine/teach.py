@@ -11,9 +11,11 @@ from kdtool.data.augment import Augmentation
 from kdtool.data.splits import make_split
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
+from kdtool.engine.job import Job, check_schedule, check_seed, seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
-from kdtool.engine.train import Job, Running, check_schedule, check_seed, seeded, train
+from kdtool.engine.state import Running
+from kdtool.engine.train import train
 from kdtool.engine.workspace import (
     DEFAULT_STUDENT,
     DEFAULT_VIEWS,

@@ -7,112 +7,26 @@ Left out for now: several ranks.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from kdtool.data.batches import Images, batch_slices, order_of_epoch, view_of_epoch
-from kdtool.engine import checkpoint
+from kdtool.data.batches import batch_slices, order_of_epoch, view_of_epoch
 from kdtool.engine.device import autocast, synchronize
 from kdtool.engine.evaluate import accuracy
+from kdtool.engine.job import Bound, Job, check_schedule, stage_recipe
 from kdtool.engine.optim import Recipe, build_optimizer, learning_rate, milestone_epochs
 from kdtool.engine.runs import Row, RunFolder
-from kdtool.errors import NonFiniteError, UsageError
-from kdtool.methods.protocol import Method
+from kdtool.engine.state import CHECK_STEPS, Running, begin, check_finite, resume, save
+from kdtool.errors import UsageError
 from kdtool.models.taps import TapReader
 from kdtool.progress import Progress, StopRequest
-from kdtool.targets import CLEAN, Batch, Stage, TargetSource, Weight
-
-CHECK_STEPS = 50  # how often a loss is looked at for NaN and infinity
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images on the device with their labels there."""
-
-    images: Images
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A method together with what this run makes of it; `adapters` builds its module for one stage.
-
-    weights: None for the run's method, whose stages say them; those of a method that `--with` adds.
-    """
-
-    method: Method
-    taps: tuple[str, ...]
-    adapters: Callable[[], nn.Module]
-    weights: Mapping[str, Weight] | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that a training is made of. `bound`: the method first, what `--with` adds after it; empty for none."""
-
-    student: nn.Module
-    stages: tuple[Stage, ...]
-    bound: tuple[Bound, ...]
-    source: TargetSource | None
-    train: Labelled
-    test: Labelled
-    validation: Labelled | None
-    validation_source: TargetSource | None
-    recipe: Recipe
-    views: int
-    seed: int
-    precision: str
-    shuffle_block: int | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the training runs."""
-        return self.train.labels.device
-
-
-@dataclass
-class Running:
-    """What changes while a stage runs; all of it goes into the state on disk."""
-
-    stage: int
-    optimizer: torch.optim.Optimizer
-    adapters: nn.ModuleDict
-    generator: torch.Generator
-    epoch: int = 0
-    done: int = 0  # steps of the epoch
-    rows: list[Row] = field(default_factory=list)
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    best: checkpoint.Tensors = field(default_factory=dict)
-    best_score: float = -math.inf
-    seconds: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "train": 0.0, "evaluate": 0.0})
-
-
-def stage_recipe(plan: Recipe, stage: Stage) -> Recipe:
-    """The recipe of one stage."""
-    return replace(plan, **{**stage.recipe, "epochs": stage.epochs or plan.epochs})
-
-
-def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe, samples: int) -> None:
-    """Refuses a schedule in which a term would never become active, or whose epochs would have no step."""
-    added = {term: weight for extra in bound for term, weight in (extra.weights or {}).items()}
-    for stage in stages:
-        recipe = stage_recipe(plan, stage)
-        epochs = recipe.epochs
-        batch_slices(samples, recipe.batch, recipe.drop_last)
-        for term, weight in {**(stage.weights or {}), **(added if stage.task else {})}.items():
-            if weight.value != 0 and weight.start >= epochs:
-                raise UsageError(
-                    f"the term {term} becomes active in epoch {weight.start + 1} and the run has {epochs}; "
-                    f"ask for more with --epochs {weight.start + 1}"
-                )
+from kdtool.targets import CLEAN, Batch, Stage
 
 
 def train(
@@ -120,7 +34,7 @@ def train(
 ) -> Running:
     """Runs all stages, from the state in `folder` where there is one; the job's student holds the result."""
     check_schedule(job.stages, job.bound, job.recipe, len(job.train.labels))
-    running = _resume(job, folder) or begin(job, 0)
+    running = resume(job, folder) or begin(job, 0)
     if running.epoch or running.done:
         progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
     while True:
@@ -130,49 +44,7 @@ def train(
             return running
         progress.note(f"stage {job.stages[running.stage].name} ends, {job.stages[running.stage + 1].name} begins")
         running = begin(job, running.stage + 1, running)
-        _save(job, running, folder)
-
-
-def begin(job: Job, number: int, before: Running | None = None) -> Running:
-    """The state at the start of a stage, whose adapters and generator are seeded by the run's seed and its number."""
-    stage = job.stages[number]
-    for name, parameter in job.student.named_parameters():
-        parameter.requires_grad_(stage.trains is None or name.startswith(stage.trains))
-    if before is None or job.stages[number - 1].discard:
-        with seeded(job.seed + number):
-            adapters = nn.ModuleDict({bound.method.name: bound.adapters() for bound in job.bound}).to(job.device)
-    else:
-        adapters = before.adapters
-    trained = [p for p in [*job.student.parameters(), *adapters.parameters()] if p.requires_grad]
-    generator = torch.Generator(job.device).manual_seed(job.seed * 1_000_003 + number)
-    running = Running(number, build_optimizer(stage_recipe(job.recipe, stage), trained), adapters, generator)
-    if before is not None:
-        running.rows, running.seconds = before.rows, before.seconds
-    return running
-
-
-def check_seed(seed: int) -> None:
-    """Refuses a seed that torch or the counter-based generator would cut off."""
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed is a whole number from 0 to {2**32 - 1:,}, not {seed}")
-
-
-def seeded(seed: int) -> _Seeded:
-    """A context in which torch's global generator is seeded; it is put back afterwards."""
-    return _Seeded(seed)
-
-
-class _Seeded:
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.fork = torch.random.fork_rng(devices=[])
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
+        save(job, running, folder)
 
 
 def _run_stage(
@@ -197,17 +69,17 @@ def _run_stage(
                 running.done += 1
                 progress.advance(1)
                 if running.done % CHECK_STEPS == 0:
-                    _check_finite(stage, running)
+                    check_finite(stage, running)
                 stopping = stop.requested()
                 if stopping or time.monotonic() - saved > checkpoint_seconds:
-                    _save(job, running, folder)
+                    save(job, running, folder)
                     saved = time.monotonic()
                 if stopping:
                     raise stop.stopped(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
             _end_epoch(job, stage, plan, running, len(slices), progress)
             folder.write_rows(running.rows)
             if time.monotonic() - saved > checkpoint_seconds:
-                _save(job, running, folder)
+                save(job, running, folder)
                 saved = time.monotonic()
 
 
@@ -298,18 +170,8 @@ def _add(running: Running, name: str, value: Tensor, count: int) -> None:
         _add(running, "count", torch.ones((), device=value.device), count)
 
 
-def _check_finite(stage: Stage, running: Running) -> None:
-    odd = [name for name, total in running.sums.items() if not bool(torch.isfinite(total))]
-    if odd:
-        low = max(0, running.done - CHECK_STEPS) + 1
-        raise NonFiniteError(
-            f"{' and '.join(sorted(odd))} became infinite or NaN in epoch {running.epoch + 1}, steps {low} to "
-            f"{running.done} of stage {stage.name}; lower --learning-rate or the method's weight"
-        )
-
-
 def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: int, progress: Progress) -> None:
-    _check_finite(stage, running)
+    check_finite(stage, running)
     for bound in _active(job, stage):
         bound.method.after_epoch(running.adapters[bound.method.name])
     synchronize(job.device)
@@ -382,45 +244,3 @@ def _leave_stage(job: Job, running: Running) -> None:
     stage = job.stages[running.stage]
     if stage.select == "validation_loss" and running.best:
         job.student.load_state_dict(running.best)
-
-
-def _save(job: Job, running: Running, folder: RunFolder) -> None:
-    _check_finite(job.stages[running.stage], running)
-    moments, numbers = checkpoint.optimizer_tensors(running.optimizer)
-    tensors = {
-        **checkpoint.prefixed("student", job.student.state_dict()),
-        **checkpoint.prefixed("adapters", running.adapters.state_dict()),
-        **checkpoint.prefixed("optimizer", moments),
-        **checkpoint.prefixed("sums", running.sums),
-        **checkpoint.prefixed("best", running.best),
-        "generator": running.generator.get_state(),
-    }
-    plain = {
-        "stage": running.stage,
-        "epoch": running.epoch,
-        "done": running.done,
-        "rows": running.rows,
-        "seconds": running.seconds,
-        "optimizer": numbers,
-        "best_score": running.best_score if running.best else None,
-    }
-    folder.write_rows(running.rows)
-    checkpoint.save_state(folder.path, tensors, plain)
-
-
-def _resume(job: Job, folder: RunFolder) -> Running | None:
-    state = checkpoint.load_state(folder.path)
-    if state is None:
-        return None
-    tensors, plain = state
-    running = begin(job, plain["stage"])
-    job.student.load_state_dict(checkpoint.selected("student", tensors))
-    running.adapters.load_state_dict(checkpoint.selected("adapters", tensors))
-    checkpoint.restore_optimizer(running.optimizer, checkpoint.selected("optimizer", tensors), plain["optimizer"])
-    running.generator.set_state(tensors["generator"])
-    running.sums = {name: value.to(job.device) for name, value in checkpoint.selected("sums", tensors).items()}
-    running.best = checkpoint.selected("best", tensors)
-    running.best_score = plain["best_score"] if running.best else -math.inf
-    running.epoch, running.done = plain["epoch"], plain["done"]
-    running.rows, running.seconds = plain["rows"], plain["seconds"]
-    return running

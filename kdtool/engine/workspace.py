@@ -20,8 +20,8 @@ from kdtool.data.augment import Augmentation
 from kdtool.data.batches import Images
 from kdtool.data.dataset import Rows
 from kdtool.engine import checkpoint
+from kdtool.engine.job import Labelled
 from kdtool.engine.runs import read_toml, toml
-from kdtool.engine.train import Labelled
 from kdtool.errors import DamageError, IdentityError, UsageError, unknown
 from kdtool.models import create
 

@@ -33,6 +33,8 @@ class KD(Method):
 
     name: ClassVar[str] = "kd"
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
+    added: ClassVar[dict[str, str] | None] = {"weight": "1"}
+    combines: ClassVar[bool] = False
 
     temperature: float = 4.0
     weight: float = 0.9

@@ -29,6 +29,8 @@ class Method(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     inert: ClassVar[tuple[str, ...]] = ()  # adapter parameters that the mathematics leaves without gradient
+    added: ClassVar[dict[str, str] | None] = None  # the options with which `--with` adds it to another; None: never
+    combines: ClassVar[bool] = True  # whether `--with` may add to it
 
     @abstractmethod
     def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:

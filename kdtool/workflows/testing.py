@@ -22,9 +22,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from kdtool.cache.arrays import DTYPES, check_name
+from kdtool.engine.job import stage_recipe
 from kdtool.engine.lacking import option_text
 from kdtool.engine.optim import Recipe
-from kdtool.engine.train import stage_recipe
 from kdtool.errors import UsageError
 from kdtool.methods.protocol import Method
 from kdtool.targets import CLEAN, Fit, Stage, Target, by_key, describe

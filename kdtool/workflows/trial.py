@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdtool.engine.job import seeded
 from kdtool.engine.sources import as_tensors
-from kdtool.engine.train import seeded
 from kdtool.methods.protocol import FittedResults, Method
 from kdtool.targets import CLEAN, Batch, Cached, Facts, Fit, FitBatch, Shapes, Stage, Target
 

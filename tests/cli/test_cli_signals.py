@@ -79,7 +79,7 @@ def test_extract(work: Path, undisturbed: Path, started: Started, typed: Typed) 
     assert out == ""
     assert err.splitlines()[-1].startswith("kdtool: stopped after block")
     assert not (work / "long/train/logits/values/c/11").exists()
-    unfinished = typed("cache info --folder", work, "--cache", work / "long")
+    unfinished = typed("cache info --folder", work, work / "long")
     assert "an extract is unfinished" in unfinished.out
     assert typed(f"{EXTRACT}{work / 'long'} --quiet --folder", work).code == 0
     assert cache_files(work / "long") == cache_files(undisturbed / "long")

@@ -11,10 +11,11 @@ import torch
 from kdtool.cache import open_cache
 from kdtool.engine import distill as stage
 from kdtool.engine.distill import DistillConfig
+from kdtool.engine.job import Job, seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder
 from kdtool.engine.sources import CachedTeacher, LiveTeacher, Teller, as_tensors
-from kdtool.engine.train import Job, seeded, train
+from kdtool.engine.train import train
 from kdtool.engine.workspace import Workspace, read_record, read_teacher
 from kdtool.methods import method
 from kdtool.methods.protocol import Method

@@ -17,12 +17,12 @@ from kdtool.engine import distill as stage
 from kdtool.engine import train as loop
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
+from kdtool.engine.job import Job, seeded
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.runs import RunFolder
 from kdtool.engine.sources import CachedTeacher, Teller, as_tensors
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.train import Job, seeded
 from kdtool.engine.workspace import Workspace, read_record, read_teacher
 from kdtool.errors import DamageError, Stopped
 from kdtool.methods.kd import KD

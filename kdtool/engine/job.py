@@ -1,0 +1,95 @@
+"""What a training is made of: student, stages, methods, data, recipe. Nothing here changes while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from kdtool.data.batches import Images, batch_slices
+from kdtool.engine.optim import Recipe
+from kdtool.errors import UsageError
+from kdtool.methods.protocol import Method
+from kdtool.targets import Stage, TargetSource, Weight
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images on the device with their labels there."""
+
+    images: Images
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A method together with what this run makes of it; `adapters` builds its module for one stage.
+
+    weights: None for the run's method, whose stages say them; those of a method that `--with` adds.
+    """
+
+    method: Method
+    taps: tuple[str, ...]
+    adapters: Callable[[], nn.Module]
+    weights: Mapping[str, Weight] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a training is made of. `bound`: the method first, what `--with` adds after it; empty for none."""
+
+    student: nn.Module
+    stages: tuple[Stage, ...]
+    bound: tuple[Bound, ...]
+    source: TargetSource | None
+    train: Labelled
+    test: Labelled
+    validation: Labelled | None
+    validation_source: TargetSource | None
+    recipe: Recipe
+    views: int
+    seed: int
+    precision: str
+    shuffle_block: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the training runs."""
+        return self.train.labels.device
+
+
+def stage_recipe(plan: Recipe, stage: Stage) -> Recipe:
+    """The recipe of one stage."""
+    return replace(plan, **{**stage.recipe, "epochs": stage.epochs or plan.epochs})
+
+
+def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe, samples: int) -> None:
+    """Refuses a schedule in which a term would never become active, or whose epochs would have no step."""
+    added = {term: weight for extra in bound for term, weight in (extra.weights or {}).items()}
+    for stage in stages:
+        recipe = stage_recipe(plan, stage)
+        epochs = recipe.epochs
+        batch_slices(samples, recipe.batch, recipe.drop_last)
+        for term, weight in {**(stage.weights or {}), **(added if stage.task else {})}.items():
+            if weight.value != 0 and weight.start >= epochs:
+                raise UsageError(
+                    f"the term {term} becomes active in epoch {weight.start + 1} and the run has {epochs}; "
+                    f"ask for more with --epochs {weight.start + 1}"
+                )
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that torch or the counter-based generator would cut off."""
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed is a whole number from 0 to {2**32 - 1:,}, not {seed}")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A block in which torch's global generator of the CPU is seeded; it is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,108 @@
+"""What changes while a training runs, and how it is saved and taken up again so that no bit differs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kdtool.engine import checkpoint
+from kdtool.engine.job import Job, seeded, stage_recipe
+from kdtool.engine.optim import build_optimizer
+from kdtool.engine.runs import Row, RunFolder
+from kdtool.errors import NonFiniteError
+from kdtool.targets import Stage
+
+CHECK_STEPS = 50  # how often a loss is looked at for NaN and infinity
+
+
+@dataclass
+class Running:
+    """What changes while a stage runs; all of it goes into the state on disk."""
+
+    stage: int
+    optimizer: torch.optim.Optimizer
+    adapters: nn.ModuleDict
+    generator: torch.Generator
+    epoch: int = 0
+    done: int = 0  # steps of the epoch
+    rows: list[Row] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    best: checkpoint.Tensors = field(default_factory=dict)
+    best_score: float = -math.inf
+    seconds: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "train": 0.0, "evaluate": 0.0})
+
+
+def begin(job: Job, number: int, before: Running | None = None) -> Running:
+    """The state at the start of a stage, whose adapters and generator are seeded by the run's seed and its number."""
+    stage = job.stages[number]
+    for name, parameter in job.student.named_parameters():
+        parameter.requires_grad_(stage.trains is None or name.startswith(stage.trains))
+    if before is None or job.stages[number - 1].discard:
+        with seeded(job.seed + number):
+            adapters = nn.ModuleDict({bound.method.name: bound.adapters() for bound in job.bound}).to(job.device)
+    else:
+        adapters = before.adapters
+    trained = [p for p in [*job.student.parameters(), *adapters.parameters()] if p.requires_grad]
+    generator = torch.Generator(job.device).manual_seed(job.seed * 1_000_003 + number)
+    running = Running(number, build_optimizer(stage_recipe(job.recipe, stage), trained), adapters, generator)
+    if before is not None:
+        running.rows, running.seconds = before.rows, before.seconds
+    return running
+
+
+def check_finite(stage: Stage, running: Running) -> None:
+    """Raises NonFiniteError where a sum of losses is not finite; waits for the device."""
+    odd = [name for name, total in running.sums.items() if not bool(torch.isfinite(total))]
+    if odd:
+        low = max(0, running.done - CHECK_STEPS) + 1
+        raise NonFiniteError(
+            f"{' and '.join(sorted(odd))} became infinite or NaN in epoch {running.epoch + 1}, steps {low} to "
+            f"{running.done} of stage {stage.name}; lower --learning-rate or the method's weight"
+        )
+
+
+def save(job: Job, running: Running, folder: RunFolder) -> None:
+    """Writes all that changes into the run's folder."""
+    check_finite(job.stages[running.stage], running)
+    moments, numbers = checkpoint.optimizer_tensors(running.optimizer)
+    tensors = {
+        **checkpoint.prefixed("student", job.student.state_dict()),
+        **checkpoint.prefixed("adapters", running.adapters.state_dict()),
+        **checkpoint.prefixed("optimizer", moments),
+        **checkpoint.prefixed("sums", running.sums),
+        **checkpoint.prefixed("best", running.best),
+        "generator": running.generator.get_state(),
+    }
+    plain = {
+        "stage": running.stage,
+        "epoch": running.epoch,
+        "done": running.done,
+        "rows": running.rows,
+        "seconds": running.seconds,
+        "optimizer": numbers,
+        "best_score": running.best_score if running.best else None,
+    }
+    folder.write_rows(running.rows)
+    checkpoint.save_state(folder.path, tensors, plain)
+
+
+def resume(job: Job, folder: RunFolder) -> Running | None:
+    """The state that `save` wrote, the job's student included; None where there is none."""
+    state = checkpoint.load_state(folder.path)
+    if state is None:
+        return None
+    tensors, plain = state
+    running = begin(job, plain["stage"])
+    job.student.load_state_dict(checkpoint.selected("student", tensors))
+    running.adapters.load_state_dict(checkpoint.selected("adapters", tensors))
+    checkpoint.restore_optimizer(running.optimizer, checkpoint.selected("optimizer", tensors), plain["optimizer"])
+    running.generator.set_state(tensors["generator"])
+    running.sums = {name: value.to(job.device) for name, value in checkpoint.selected("sums", tensors).items()}
+    running.best = checkpoint.selected("best", tensors)
+    running.best_score = plain["best_score"] if running.best else -math.inf
+    running.epoch, running.done = plain["epoch"], plain["done"]
+    running.rows, running.seconds = plain["rows"], plain["seconds"]
+    return running
