@@ -44,5 +44,5 @@ def quickstart(
                 *(f"{losses[layer]:.4f}" if layer in losses else "" for layer in ("before_fc", "after_fc")),
             )
         )
-    print_table("", ("run", "test accuracy %", "gram gap before_fc", "gram gap after_fc"), rows)
+    print_table("", ("run", "test %", "gap before_fc", "gap after_fc"), rows)
     print_line(f"report: {report}")

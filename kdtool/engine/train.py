@@ -223,7 +223,7 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
     taps_needed = tuple(dict.fromkeys(tap for bound in bounds for tap in bound.taps))
     labels = job.validation.labels
     with TapReader(job.student, taps_needed) as reader:
-        for part in batch_slices(len(labels), job.recipe.batch, False):
+        for part in batch_slices(len(labels), stage_recipe(job.recipe, stage).batch, False):
             positions = np.arange(part.start, part.stop)
             indices = torch.from_numpy(positions).to(job.device)
             batch = Batch(indices, labels[indices], 0, stage.name, running.epoch, 0, running.generator)

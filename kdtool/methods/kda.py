@@ -144,6 +144,8 @@ class KDA(Method):
         )
         need(self.centres >= 1, f"option kda.centres is at least 1, not {self.centres}")
         need(self.count >= 0 and self.rank >= 0, "options kda.count and kda.rank are not negative")
+        need(self.landmarks == "random" or not self.count, "option kda.count needs landmarks=random")
+        need(self.whiten or not self.rank, "option kda.rank needs whiten=true")
         need(
             self.start is None or self.start >= 1,
             f"option kda.start is at least 1, not {self.start}: landmarks come from the epoch before",

@@ -154,6 +154,9 @@ def check_stages(of: Trial) -> None:
     names = [stage.name for stage in of.stages]
     assert names, f"{of.method.name} has no stage"
     assert len(set(names)) == len(names), f"{of.method.name}: two stages have one name: {names}"
+    if of.method.added is not None:
+        weights = of.method.with_options(of.method.added).stages(FACTS)[0].weights
+        assert weights, f"{of.method.name} can be added to others and does not name the weights of its terms"
     for stage in of.stages:
         stage_recipe(Recipe(), stage)
         assert stage.select in ("last", "validation_loss"), f"stage {stage.name} selects {stage.select!r}"

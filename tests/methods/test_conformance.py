@@ -108,6 +108,7 @@ class Sound(KD):
     """Without a fault; the faulty ones below change one thing of it."""
 
     name: ClassVar[str] = "sound"
+    added: ClassVar[dict[str, str] | None] = None
 
     def adapters(self, student, teacher, facts, fitted):
         return Counter()
@@ -210,6 +211,14 @@ class MissingTerm(Sound):
 
 
 @dataclass(frozen=True)
+class AddedWithoutWeights(Sound):
+    added: ClassVar[dict[str, str] | None] = {"weight": "1"}
+
+    def stages(self, facts):
+        return (Stage(),)
+
+
+@dataclass(frozen=True)
 class TwoStagesOfOneName(Sound):
     def stages(self, facts):
         return (Stage(), Stage())
@@ -290,6 +299,7 @@ FAULTS: list[tuple[Callable[[], Method], str]] = [
     (OneAfterAnother, "must be a scalar"),
     (ReservedName, "the metrics use it"),
     (MissingTerm, "weights for .'dk'."),
+    (AddedWithoutWeights, "does not name the weights"),
     (TwoStagesOfOneName, "two stages have one name"),
     (NothingToDo, "neither task nor terms"),
     (UnknownSelection, "selects 'best'"),
