@@ -91,7 +91,7 @@ def page(teacher: dict[str, Any], students: list[dict[str, Any]], cache: dict[st
     counts = sorted({gap["samples"] for run in students for gap in run["gaps"]})
     lines += [
         "",
-        f"The kernel transfer loss is exact over {' and '.join(f'{count:,}' for count in counts)} clean training images",
+        f"The kernel transfer loss is exact over {' and '.join(f'{count:,}' for count in counts)} clean train images",
         f"({', '.join(algorithms)}). One seed: differences of a point or two are noise.",
     ]
     return "\n".join(lines) + "\n"

@@ -75,7 +75,7 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
     images = part_images(workspace, cache, config, device)
     checkpoint.load_weights(config.run / "student.safetensors", student, result["weights_sha256"])
     progress.note(f"features of {result['name']} over {len(images.labels):,} images")
-    ours = vectors(student.to(device), images.images, len(images.labels), taps, "float32")
+    ours = vectors(student.to(device), images.images, len(images.labels), taps)
     theirs = teacher_vectors(workspace, cache, config, taps, images, device, result["network"])
     gaps = []
     for tap in taps:
@@ -116,7 +116,7 @@ def teacher_vectors(
     if config.fresh:
         record = read_record(workspace.teacher)
         model: nn.Module = read_teacher(workspace.teacher, record, device)
-        return dict(vectors(model, images.images, len(images.labels), taps, "float32"))
+        return dict(vectors(model, images.images, len(images.labels), taps))
     part, found = PARTS[config.part], {}
     for tap in taps:
         key = vector(tap).key

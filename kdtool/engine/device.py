@@ -50,6 +50,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext()
 
 
+def exact() -> AbstractContextManager[None]:
+    """The context in which targets and features are computed on CUDA: no TF32, algorithms that give the same bits."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for the device, so that clocks mean something."""
     if device.type == "cuda":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdtool.data.batches import Images
-from kdtool.engine.device import autocast
+from kdtool.engine.device import autocast, exact
 from kdtool.methods.vectors import pooled
 from kdtool.models.taps import TapReader
 from kdtool.targets import CLEAN
@@ -36,14 +36,14 @@ def accuracy(model: nn.Module, images: Images, labels: torch.Tensor, precision: 
 
 @torch.no_grad()
 def vectors(
-    model: nn.Module, images: Images, samples: int, taps: Sequence[str], precision: str, batch: int = 256
+    model: nn.Module, images: Images, samples: int, taps: Sequence[str], batch: int = 256
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """The vectors (n, d) of taps over `samples` un-augmented images; maps are averaged over space."""
+    """The vectors (n, d) of taps over `samples` un-augmented images, in float32; maps are averaged over space."""
     model.eval()
     found: dict[str, npt.NDArray[np.float32]] = {}
     with TapReader(model, taps) as reader:
         for start, stop in batches_of(samples, batch):
-            with autocast(images.pixels.device, precision):
+            with exact():
                 _, outputs = reader(images.view(np.arange(start, stop), CLEAN))
             for tap, value in outputs.items():
                 rows = pooled(value).cpu().numpy()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdtool.engine.device import autocast
+from kdtool.engine.device import autocast, exact
 from kdtool.models.taps import TapReader
 from kdtool.targets import Batch, Cached, Target
 
@@ -93,7 +93,7 @@ class Teller:
             images = torch.cat([images, images[-1:].expand(self.batch - count, *images.shape[1:])])
         taps = tuple(dict.fromkeys(tap for target in self.targets for tap in target.taps))
         self.model.eval()
-        with TapReader(self.model, taps) as reader, autocast(images.device, self.precision):
+        with TapReader(self.model, taps) as reader, exact(), autocast(images.device, self.precision):
             _, outputs = reader(images)
         outputs = {name: value.float() for name, value in outputs.items()}
         answers = {}

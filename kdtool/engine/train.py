@@ -26,7 +26,7 @@ from kdtool.engine.state import CHECK_STEPS, Running, begin, check_finite, resum
 from kdtool.errors import UsageError
 from kdtool.models.taps import TapReader
 from kdtool.progress import Progress, StopRequest
-from kdtool.targets import CLEAN, Batch, Stage
+from kdtool.targets import CLEAN, Batch, Cached, Stage
 
 
 def train(
@@ -109,12 +109,7 @@ def step(
     bounds = _active(job, stage)
     cached = job.source.read(batch) if job.source and bounds else {}
     loaded = time.perf_counter()
-    with autocast(job.device, job.precision):
-        logits, taps = reader(images)
-    logits, taps = at_least_float32(logits), {tap: at_least_float32(value) for tap, value in taps.items()}
-    losses = {"task": (stage.task, functional.cross_entropy(logits, batch.labels))} if stage.task else {}
-    for bound in bounds:
-        losses |= _terms(bound, stage, running, taps, cached, batch)
+    losses, logits, taps = _losses(job, stage, running, reader, images, cached, batch)
     total = _weighted(losses)
     running.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
@@ -130,6 +125,25 @@ def step(
     running.seconds["train"] += time.perf_counter() - loaded
 
 
+def _losses(
+    job: Job,
+    stage: Stage,
+    running: Running,
+    reader: TapReader,
+    images: Tensor,
+    cached: Cached,
+    batch: Batch,
+) -> tuple[dict[str, tuple[float, Tensor]], Tensor, dict[str, Tensor]]:
+    """(term -> weight and value, logits, taps) of the student on a batch."""
+    with autocast(job.device, job.precision):
+        logits, taps = reader(images)
+    logits, taps = at_least_float32(logits), {tap: at_least_float32(value) for tap, value in taps.items()}
+    losses = {"task": (stage.task, functional.cross_entropy(logits, batch.labels))} if stage.task else {}
+    for bound in _active(job, stage):
+        losses |= _terms(bound, stage, running, taps, cached, batch)
+    return losses, logits, taps
+
+
 def at_least_float32(value: Tensor) -> Tensor:
     """Losses are computed in float32 or better, whatever autocast gave."""
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
@@ -140,7 +154,7 @@ def _terms(
     stage: Stage,
     running: Running,
     taps: Mapping[str, Tensor],
-    cached: Mapping[str, Mapping[str, Tensor]],
+    cached: Cached,
     batch: Batch,
 ) -> dict[str, tuple[float, Tensor]]:
     weights = stage.weights if bound.weights is None else bound.weights
@@ -228,12 +242,8 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
             indices = torch.from_numpy(positions).to(job.device)
             batch = Batch(indices, labels[indices], 0, stage.name, running.epoch, 0, running.generator)
             cached = job.validation_source.read(batch) if job.validation_source and bounds else {}
-            with autocast(job.device, job.precision):
-                logits, taps = reader(job.validation.images.view(positions, CLEAN))
-            logits, taps = at_least_float32(logits), {tap: at_least_float32(value) for tap, value in taps.items()}
-            losses = {"task": (stage.task, functional.cross_entropy(logits, batch.labels))} if stage.task else {}
-            for bound in bounds:
-                losses |= _terms(bound, stage, running, taps, cached, batch)
+            images = job.validation.images.view(positions, CLEAN)
+            losses, _, _ = _losses(job, stage, running, reader, images, cached, batch)
             total += float(_weighted(losses)) * len(indices)
     job.student.train()
     running.adapters.train()
