@@ -74,6 +74,7 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
     taps = [known_layer("analyze", layer, shapes, cache.layout.tap_shapes) for layer in config.layers]
     images = part_images(workspace, cache, config, device)
     checkpoint.load_weights(config.run / "student.safetensors", student, result["weights_sha256"])
+    theirs = teacher_vectors(workspace, cache, config, taps, images, device)
     progress.note(f"features of {result['name']} over {len(images.labels):,} images")
     ours = vectors(student.to(device), images.images, len(images.labels), taps)
     theirs = teacher_vectors(workspace, cache, config, taps, images, device, result["network"])
