@@ -74,10 +74,9 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
     taps = [known_layer("analyze", layer, shapes, cache.layout.tap_shapes) for layer in config.layers]
     images = part_images(workspace, cache, config, device)
     checkpoint.load_weights(config.run / "student.safetensors", student, result["weights_sha256"])
-    theirs = teacher_vectors(workspace, cache, config, taps, images, device)
+    theirs = teacher_vectors(workspace, cache, config, taps, images, device, result["network"])
     progress.note(f"features of {result['name']} over {len(images.labels):,} images")
     ours = vectors(student.to(device), images.images, len(images.labels), taps)
-    theirs = teacher_vectors(workspace, cache, config, taps, images, device, result["network"])
     gaps = []
     for tap in taps:
         found = gram_gap(ours[tap], theirs[tap], algorithm=config.algorithm)
