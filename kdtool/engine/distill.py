@@ -142,6 +142,7 @@ def distill(
     path = workspace.runs / config.title
     with files.lock(path / "lock", "training in"):
         folder = RunFolder(path, resolved.plain())
+        check_basis(folder, cache)
         known = folder.result
         if known is not None:
             checkpoint.clear_state(folder.path)
@@ -167,6 +168,20 @@ def distill(
         folder.finish(result, running.rows)
         checkpoint.clear_state(folder.path)
         return result
+
+
+def check_basis(folder: RunFolder, cache: Cache) -> None:
+    """Refuses to go on with a run, or to give the result of one, that was made from another cache."""
+    path = folder.path / "cache.json"
+    if not folder.begun:
+        files.write_json(path, {"identity": cache.identity_digest})
+        return
+    held = str(files.read_json(path, f"remove {folder.path} and run again")["identity"])
+    if held != cache.identity_digest:
+        raise IdentityError(
+            f"{folder.path} holds a run from another cache (identity {held[:12]} there, {cache.identity_digest[:12]} "
+            f"in {cache.path}); name another folder with --run, or remove it"
+        )
 
 
 def row_bytes(cache: Cache, needs: Needs) -> int:

@@ -2,6 +2,7 @@
 
 config.toml        the resolved configuration; `kdtool <command> --config config.toml` runs it again
 environment.json   versions, device, threads
+cache.json         identity of the cache that a student is trained from
 metrics.jsonl      one line an epoch; metrics.csv holds the same table when the run has ended
 state.json         the training state while the run is unfinished
 student.safetensors, result.json   written last: a folder with a result is a finished run
@@ -104,10 +105,11 @@ class RunFolder:
         known = path / "config.toml"
         found = read_toml(known) if known.exists() else {}
         different = found != tomllib.loads(toml(config))
-        if found and different and any((path / name).exists() for name in ("state.json", "result.json")):
+        if found and different and self.begun:
+            option = "--folder" if config["command"] == "teach" else "--run"
             raise IdentityError(
                 f"{path} holds a run with another configuration ({_first_difference(found, config)}); "
-                "name another folder with --run, or remove it"
+                f"name another folder with {option}, or remove it"
             )
         with files.explained(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -115,6 +117,11 @@ class RunFolder:
             raise UsageError(f"{path} is not empty and holds no run; name another folder with --run")
         if different:
             files.write(known, toml(config).encode())
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a state or a result."""
+        return any((self.path / name).exists() for name in ("state.json", "result.json"))
 
     @property
     def result(self) -> dict[str, Any] | None:

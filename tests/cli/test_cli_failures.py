@@ -193,8 +193,19 @@ def test_another_configuration_in_a_run_folder(work: Path, data: Path, refused: 
     texts = ("another configuration", "seed is 0 there, 4 asked for", "--run")
     refused(4, texts, f"{DISTILL} --run first --seed 4 --folder", work)
     refused(4, "recipe.epochs is 3 there, 4 asked for", f"{DISTILL} --run first --epochs 4 --folder", work)
-    refused(4, "seed is 0 there, 4 asked for", f"{TEACH} --data-folder {data} --seed 4 --folder", work)
+    refused(4, ("seed is 0 there, 4 asked for", "--folder"), f"{TEACH} --data-folder {data} --seed 4 --folder", work)
     assert (work / "runs/first/config.toml").read_bytes() == before
+
+
+def test_another_cache_in_a_run_folder(work: Path, typed: Typed, refused: Typed) -> None:
+    other = work / "other.zarr"
+    line = f"extract --quiet --views 3 --seed 9 --cache {other}"
+    assert typed(f"{line} --folder", work).code == 0
+    before = (work / "runs/first/student.safetensors").read_bytes()
+    command = f"distill --config {work}/runs/first/config.toml --run first --folder"
+    assert typed(command, work).code == 0
+    refused(4, ("another cache", "--run"), f"{command} {work} --cache", other)
+    assert (work / "runs/first/student.safetensors").read_bytes() == before
 
 
 # Resources: exit 5.
