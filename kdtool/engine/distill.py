@@ -24,7 +24,7 @@ from kdtool.engine.sources import CachedTeacher
 from kdtool.engine.teach import plain_config, summary
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Workspace, labelled, load_data
-from kdtool.errors import IdentityError, UsageError
+from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods.protocol import FittedResults, Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import create, parameters, tap_shapes
@@ -176,7 +176,10 @@ def check_basis(folder: RunFolder, cache: Cache) -> None:
     if not folder.begun:
         files.write_json(path, {"identity": cache.identity_digest})
         return
-    held = str(files.read_json(path, f"remove {folder.path} and run again")["identity"])
+    repair = f"remove {folder.path} and run again"
+    if not path.exists():
+        raise DamageError(f"{folder.path} does not say from which cache it was made ({path.name} is missing); {repair}")
+    held = str(files.read_json(path, repair)["identity"])
     if held != cache.identity_digest:
         raise IdentityError(
             f"{folder.path} holds a run from another cache (identity {held[:12]} there, {cache.identity_digest[:12]} "

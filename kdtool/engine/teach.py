@@ -77,7 +77,7 @@ def teach(
     with files.lock(path / "lock", "training in"):
         folder = RunFolder(path, plain_config("teach", replace(config, precision=precision)))
         known = folder.result
-        if known is not None and workspace.teacher.exists():
+        if known is not None and workspace.teacher.exists() and workspace.settings:
             checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
