@@ -54,7 +54,7 @@ class Shown:
         self.name, self.total, self.done, self.before = task, total, done, done
         self.started = self.told = time.monotonic()
 
-    def advance(self, steps: int, **shown: float) -> None:
+    def advance(self, steps: int) -> None:
         """Moves the bar; elsewhere a line with rate and time left every ten seconds."""
         self.done += steps
         now = time.monotonic()

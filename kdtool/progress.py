@@ -15,8 +15,8 @@ class Progress(Protocol):
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """A task of `total` steps starts, `done` of them already there."""
 
-    def advance(self, steps: int, **shown: float) -> None:
-        """So many more steps are done; `shown` are figures to display, such as the loss."""
+    def advance(self, steps: int) -> None:
+        """So many more steps are done."""
 
     def note(self, text: str) -> None:
         """One line that stays visible."""
@@ -28,7 +28,7 @@ class Silent:
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """Nothing."""
 
-    def advance(self, steps: int, **shown: float) -> None:
+    def advance(self, steps: int) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

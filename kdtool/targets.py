@@ -153,9 +153,6 @@ Cached = Mapping[str, "Arrays"]  # target key -> array -> (B, ...), float32 wher
 class TargetSource(Protocol):
     """Where a training step gets the teacher's answers from: `CachedTeacher`, or `LiveTeacher` in tests."""
 
-    def begin_view(self, view: int) -> None:
-        """Makes ready for batches of one view."""
-
     def read(self, batch: Batch) -> Cached:
         """The targets of a batch."""
 

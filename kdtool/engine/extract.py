@@ -165,7 +165,8 @@ class _Worker:
         specs = stored_specs(self.job, self.job.targets, self.fitted, self.writer.cache.contents)
         sizes = {key: sum(spec.row_bytes for spec in arrays.values()) for key, arrays in specs.items()}
         missing = self._missing_blocks()
-        require_space(self.writer.cache.path, sum(sizes[key] * rows for _, key, _, rows in missing))
+        needed = sum(sizes[key] * self._rows(part, block) for part, key, _, block in missing)
+        require_space(self.writer.cache.path, needed)
         for target in self.job.targets:
             arrays = specs[target.key]
             fit = None if target.fit is None else target.fit.key
@@ -173,23 +174,24 @@ class _Worker:
             self.writer.declare(target.key, Contents(target.version, target.taps, encoder, fit, arrays))
 
     def _missing_blocks(self) -> Iterator[tuple[str, str, int, int]]:
-        """(part, key, view, rows) of every block that is not there yet."""
-        for part, samples in self.job.layout.samples.items():
-            size = self.job.layout.block_rows(part)
+        """(part, key, view, block) of every block that is not there yet."""
+        for part in self.job.layout.samples:
             for view in range(self.job.views if part == "train" else 1):
                 for key in self.job.part_keys(part):
                     for block in self.writer.missing(part, key, view):
-                        yield part, key, view, min(size, samples - block * size)
+                        yield part, key, view, block
+
+    def _rows(self, part: str, block: int) -> int:
+        """Samples in a block; the last may hold fewer than the others."""
+        size = self.job.layout.block_rows(part)
+        return min(size, self.job.layout.samples[part] - block * size)
 
     def arrays(self) -> None:
         """Writes every block that is missing, all its keys together."""
         work: dict[tuple[str, int, int], list[str]] = {}
         targets = by_key(self.job.targets)
-        for part in self.job.layout.samples:
-            for view in range(self.job.views if part == "train" else 1):
-                for key in self.job.part_keys(part):
-                    for block in self.writer.missing(part, key, view):
-                        work.setdefault((part, view, block), []).append(key)
+        for part, key, view, block in self._missing_blocks():
+            work.setdefault((part, view, block), []).append(key)
         total = sum(len(self._batches(part, block)) for part, _, block in work)
         self.progress.begin("extract", total)
         for (part, view, block), keys in sorted(work.items(), key=lambda item: _order(item[0])):
@@ -211,9 +213,9 @@ class _Worker:
 
     def _batches(self, part: str, block: int) -> list[tuple[int, int]]:
         """(start, stop) of the batches of a block, on the batch grid."""
-        size, batch = self.job.layout.block_rows(part), self.job.layout.batch
-        end = min((block + 1) * size, self.job.layout.samples[part])
-        return [(start, min(start + batch, end)) for start in range(block * size, end, batch)]
+        begin, batch = block * self.job.layout.block_rows(part), self.job.layout.batch
+        end = begin + self._rows(part, block)
+        return [(start, min(start + batch, end)) for start in range(begin, end, batch)]
 
     def _stored(
         self, targets: Sequence[Target], teller: Teller, images: torch.Tensor

@@ -41,7 +41,7 @@ class CachedTeacher:
         self.held: dict[str, dict[str, torch.Tensor]] = {}
         self.current: int | None = None
 
-    def begin_view(self, view: int) -> None:
+    def _begin_view(self, view: int) -> None:
         """Brings the view's slices to the device, those that fit."""
         if view == self.current:
             return
@@ -57,7 +57,7 @@ class CachedTeacher:
 
     def read(self, batch: Batch) -> Cached:
         """The rows of a batch, floating ones as float32."""
-        self.begin_view(batch.view)
+        self._begin_view(batch.view)
         return {
             key: {name: widened(self._rows(key, name, batch)) for name in arrays} for key, arrays in self.arrays.items()
         }
@@ -113,9 +113,6 @@ class LiveTeacher:
         self.teller = teller
         self.images = images
         self.round_to = getattr(torch, round_to)
-
-    def begin_view(self, view: int) -> None:
-        """Nothing to make ready."""
 
     def read(self, batch: Batch) -> Cached:
         """The targets of a batch, computed now."""
