@@ -66,7 +66,7 @@ def make_job(workspace: Workspace, student: str, methods: tuple[Method, ...], ba
     needs = stage.needs_of(methods, shapes, cache.layout.tap_shapes, facts)
     bound = tuple(stage.bind(m, t, shapes, cache, facts, added=False) for m, t in zip(methods, needs.taps, strict=True))
     device = choose_device("auto")
-    stages = methods[0].stages(facts) if methods else (Stage("train"),)
+    stages = methods[0].stages(shapes, cache.layout.tap_shapes, facts) if methods else (Stage("train"),)
     found = stage.data_of(workspace, cache, None)
     precision = choose_precision("auto", device)
     return stage.make_job(cache, found, network.to(device), stages, bound, needs, config, 2, device, precision)

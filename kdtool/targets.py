@@ -85,8 +85,9 @@ class Target:
 class FitBatch:
     """One batch of a fit's source: the arrays of its targets, rounded to the stored type, then as float32.
 
-    arrays: target key -> array -> (b, ...); labels (b,); positions (b,) in the train part; turn: number of the pass;
-    view: the view that the pass runs over. Padding samples have been removed.
+    arrays: target key -> array -> (b, ...), on the teacher's device; labels (b,) and positions (b,) in the train part,
+    on the CPU; turn: number of the pass; view: the view that the pass runs over; last: the pass ends with this batch.
+    Padding samples have been removed.
     """
 
     arrays: Mapping[str, Arrays]
@@ -94,6 +95,7 @@ class FitBatch:
     positions: torch.Tensor
     turn: int
     view: int
+    last: bool = False
 
 
 class Fit(Protocol):
@@ -124,6 +126,9 @@ class Fit(Protocol):
 
     def step(self, state: State, batch: FitBatch) -> State:
         """The state after one more batch."""
+
+    def remark(self, state: State) -> str:
+        """What the last pass came to, as a line for the one who waits; empty for nothing to say."""
 
     def result(self, state: State, facts: Facts) -> dict[str, np.ndarray[Any, Any]]:
         """The named arrays that are stored, from the state after the last pass."""
@@ -170,10 +175,12 @@ class Stage:
     """One stage of a method's training.
 
     epochs: None takes the recipe's. recipe: changes to the run's recipe, as field -> value (optimiser, learning rate,
-    schedule). trains: prefixes of the student's parameter names that train, None for all. weights: term -> weight; a
-    term that is not named is not used; None gives every term weight 1. task: weight of the cross-entropy that the
-    engine adds. select: which weights leave the stage, "last" or those with the lowest "validation_loss". discard: the
-    adapters start the next stage afresh.
+    schedule). trains: taps of the student; the layers that these are computed from train, and the others stay as they
+    are, in eval mode; None trains everything. weights: term -> weight; a term that is not named is not used; None gives
+    every term weight 1. task: weight of the cross-entropy that the engine adds. select: which weights of student and
+    adapters leave the stage, "last" or those with the lowest "validation_loss" (of the ends of phases where the recipe
+    has `resets`, else of all epochs; the last where there is no validation part). discard: the adapters start the next
+    stage afresh.
     """
 
     name: str = "distill"

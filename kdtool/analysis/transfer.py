@@ -71,7 +71,7 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
     device = choose_device(config.device)
     student = create(result["network"], cache.layout.classes)
     shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
-    taps = [known_layer("analyze", layer, shapes, cache.layout.tap_shapes) for layer in config.layers]
+    taps = [known_layer(layer, shapes, cache.layout.tap_shapes) for layer in config.layers]
     images = part_images(workspace, cache, config, device)
     checkpoint.load_weights(config.run / "student.safetensors", student, result["weights_sha256"])
     theirs = teacher_vectors(workspace, cache, config, taps, images, device, result["network"])

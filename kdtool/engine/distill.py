@@ -101,7 +101,9 @@ def needs_of(methods: Sequence[Method], student: Shapes, teacher: Shapes, facts:
     targets = by_key([target for method in methods for target in method.targets(student, teacher)])
     fits = [fit.key for method in methods for fit in method.fits(student, teacher)]
     fits += [target.fit.key for target in targets.values() if target.fit is not None]
-    selecting = methods and any(stage.select == "validation_loss" for stage in methods[0].stages(facts))
+    selecting = methods and any(
+        stage.select == "validation_loss" for stage in methods[0].stages(student, teacher, facts)
+    )
     return Needs(
         tuple(targets.values()),
         tuple(dict.fromkeys(fits)),
@@ -126,12 +128,13 @@ def distill(
     with seeded(config.seed):
         student = create(config.student, cache.layout.classes)
     shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
-    needs = needs_of(config.methods, shapes, cache.layout.tap_shapes, facts)
+    both = (shapes, cache.layout.tap_shapes)
+    needs = needs_of(config.methods, *both, facts)
     check_placements(cache, config.views)
     command = extract_command(workspace, cache, config.methods, config.student, config.data_folder)
     check_cache(cache, needs, config.views, command)
     views = config.views or held_views(cache, needs)
-    stages = config.methods[0].stages(facts) if config.methods else (Stage("train"),)
+    stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
     bound = tuple(
         bind(method, taps, shapes, cache, facts, added=number > 0)
         for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
@@ -156,6 +159,7 @@ def distill(
             **summary("distill", config.title, config.student, config.recipe, config.seed, running),
             "method": [method.name for method in config.methods],
             "options": config.plain()["set"],
+            "stages": running.left,
             "views": views,
             "parameters": parameters(job.student),
             "teacher": teacher_of(cache),
@@ -163,7 +167,7 @@ def distill(
             "weights_sha256": digest,
         }
         if running.best:
-            job.student.load_state_dict(running.best)
+            job.student.load_state_dict(checkpoint.selected("student", running.best))
             checkpoint.save_weights(folder.path / "student-best.safetensors", job.student)
         folder.finish(result, running.rows)
         checkpoint.clear_state(folder.path)
@@ -227,11 +231,12 @@ def held_views(cache: Cache, needs: Needs) -> int:
 
 def bind(method: Method, taps: tuple[str, ...], shapes: Shapes, cache: Cache, facts: Facts, added: bool) -> Bound:
     """A method with the adapters that it builds for this student and cache."""
-    fitted: FittedResults = {fit.key: cache.fitted(fit.key) for fit in method.fits(shapes, cache.layout.tap_shapes)}
-    weights = method.stages(facts)[0].weights if added else None
+    both = (shapes, cache.layout.tap_shapes)
+    fitted: FittedResults = {fit.key: cache.fitted(fit.key) for fit in method.fits(*both)}
+    weights = method.stages(*both, facts)[0].weights if added else None
 
     def adapters() -> nn.Module:
-        return method.adapters(shapes, cache.layout.tap_shapes, facts, fitted)
+        return method.adapters(*both, facts, fitted)
 
     return Bound(method, taps, adapters, weights)
 

@@ -20,6 +20,7 @@ from torch import nn
 from kdtool.cache import ArraySpec, CacheWriter, Contents, Layout, create_or_open, require_space
 from kdtool.data.batches import Images
 from kdtool.engine import checkpoint
+from kdtool.engine.device import exact
 from kdtool.engine.runs import environment
 from kdtool.engine.sources import Teller, as_tensors, widened
 from kdtool.errors import IdentityError, UsageError
@@ -263,9 +264,14 @@ class _Worker:
             reads = by_key([target for fit in members for target in fit.reads])
             arrays = self._fit_arrays(list(reads.values()), view, start, stop)
             labels = torch.from_numpy(self.facts.labels[start:stop])
-            batch = FitBatch(arrays, labels, torch.arange(start, stop), turn, view)
+            last = place == per_pass - 1
+            batch = FitBatch(arrays, labels, torch.arange(start, stop), turn, view, last)
             for fit in members:
-                states[fit.key] = fit.step(states[fit.key], batch)
+                with exact():
+                    states[fit.key] = fit.step(states[fit.key], batch)
+                if last and (remark := fit.remark(states[fit.key])):
+                    passes = len(fit.passes(self.job.layout.fit_views))
+                    self.progress.note(f"{fit.key}, pass {turn + 1}/{passes}: {remark}")
             self.progress.advance(1)
             stopping = self.stop.requested()
             if stopping or time.monotonic() - saved > self.save_seconds:
@@ -298,7 +304,9 @@ class _Worker:
             pixels = self.job.train.view(np.arange(start, stop), view)
             for key, rows in self._stored(told, self.teller(told), pixels).items():
                 arrays[key] = {name: torch.from_numpy(value) for name, value in rows.items()}
-        return {key: {name: widened(value) for name, value in rows.items()} for key, rows in arrays.items()}
+        return {
+            key: {name: widened(value.to(self.device)) for name, value in rows.items()} for key, rows in arrays.items()
+        }
 
     def _save(self, fits: Sequence[Fit], states: Mapping[str, dict[str, torch.Tensor]], done: int) -> None:
         tensors = {f"{key}/{name}": value for key, state in states.items() for name, value in state.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from kdtool.engine.job import Job, seeded, stage_recipe
 from kdtool.engine.optim import build_optimizer
 from kdtool.engine.runs import Row, RunFolder
 from kdtool.errors import NonFiniteError
+from kdtool.models.taps import parameters_behind
 from kdtool.targets import Stage
 
 CHECK_STEPS = 50  # how often a loss is looked at for NaN and infinity
@@ -20,26 +22,31 @@ CHECK_STEPS = 50  # how often a loss is looked at for NaN and infinity
 
 @dataclass
 class Running:
-    """What changes while a stage runs; all of it goes into the state on disk."""
+    """What changes while a stage runs; all of it but `frozen` goes into the state on disk.
+
+    frozen: the modules of the student that the stage does not train. best: the best weights on validation so far, of
+    the student and, where the stage selects by its loss, of the adapters. left: what became of the stages before.
+    """
 
     stage: int
     optimizer: torch.optim.Optimizer
     adapters: nn.ModuleDict
     generator: torch.Generator
+    frozen: list[nn.Module] = field(default_factory=list)
     epoch: int = 0
     done: int = 0  # steps of the epoch
     rows: list[Row] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     best: checkpoint.Tensors = field(default_factory=dict)
     best_score: float = -math.inf
+    best_epoch: int = 0
+    left: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "train": 0.0, "evaluate": 0.0})
 
 
 def begin(job: Job, number: int, before: Running | None = None) -> Running:
     """The state at the start of a stage, whose adapters and generator are seeded by the run's seed and its number."""
-    stage = job.stages[number]
-    for name, parameter in job.student.named_parameters():
-        parameter.requires_grad_(stage.trains is None or name.startswith(stage.trains))
+    frozen = freeze(job, job.stages[number])
     if before is None or job.stages[number - 1].discard:
         with seeded(job.seed + number):
             adapters = nn.ModuleDict({bound.method.name: bound.adapters() for bound in job.bound}).to(job.device)
@@ -47,10 +54,34 @@ def begin(job: Job, number: int, before: Running | None = None) -> Running:
         adapters = before.adapters
     trained = [p for p in [*job.student.parameters(), *adapters.parameters()] if p.requires_grad]
     generator = torch.Generator(job.device).manual_seed(job.seed * 1_000_003 + number)
-    running = Running(number, build_optimizer(stage_recipe(job.recipe, stage), trained), adapters, generator)
+    optimizer = build_optimizer(stage_recipe(job.recipe, job.stages[number]), trained)
+    running = Running(number, optimizer, adapters, generator, frozen)
     if before is not None:
-        running.rows, running.seconds = before.rows, before.seconds
+        running.rows, running.seconds, running.left = before.rows, before.seconds, before.left
     return running
+
+
+def freeze(job: Job, stage: Stage) -> list[nn.Module]:
+    """Lets train what the stage trains of the student; gives the modules with parameters none of which trains."""
+    image_shape = tuple(job.train.images.pixels.shape[1:])
+    names = None if stage.trains is None else parameters_behind(job.student, stage.trains, image_shape)
+    for name, parameter in job.student.named_parameters():
+        parameter.requires_grad_(names is None or name in names)
+    owned = [(module, list(module.parameters())) for module in job.student.modules()]
+    return [module for module, parameters in owned if parameters and not any(p.requires_grad for p in parameters)]
+
+
+def train_mode(job: Job, running: Running) -> None:
+    """The student in train mode, what the stage leaves alone in eval mode, so that no BatchNorm there moves."""
+    job.student.train()
+    running.adapters.train()
+    for module in running.frozen:
+        module.eval()
+
+
+def epochs_before(job: Job, number: int) -> int:
+    """The epochs of the stages before one, so that orders and views go on from stage to stage."""
+    return sum(stage_recipe(job.recipe, stage).epochs for stage in job.stages[:number])
 
 
 def check_finite(stage: Stage, running: Running) -> None:
@@ -84,6 +115,8 @@ def save(job: Job, running: Running, folder: RunFolder) -> None:
         "seconds": running.seconds,
         "optimizer": numbers,
         "best_score": running.best_score if running.best else None,
+        "best_epoch": running.best_epoch,
+        "left": running.left,
     }
     folder.write_rows(running.rows)
     checkpoint.save_state(folder.path, tensors, plain)
@@ -103,6 +136,7 @@ def resume(job: Job, folder: RunFolder) -> Running | None:
     running.sums = {name: value.to(job.device) for name, value in checkpoint.selected("sums", tensors).items()}
     running.best = checkpoint.selected("best", tensors)
     running.best_score = plain["best_score"] if running.best else -math.inf
+    running.best_epoch, running.left = plain["best_epoch"], plain["left"]
     running.epoch, running.done = plain["epoch"], plain["done"]
     running.rows, running.seconds = plain["rows"], plain["seconds"]
     return running

@@ -140,9 +140,15 @@ def teach(
 
 
 def summary(command: str, name: str, network: str, recipe: Recipe, seed: int, running: Running) -> dict[str, Any]:
-    """The part of a result that teach and distill share; accuracies in percent."""
-    tests = [row["test_accuracy"] for row in running.rows if row["test_accuracy"] is not None]
-    validations = [row["validation_accuracy"] for row in running.rows if row["validation_accuracy"] is not None]
+    """The part of a result that teach and distill share; accuracies in percent, of the last stage.
+
+    test_accuracy: after the last epoch, the highest of all epochs, and `selected` that of the weights that are best on
+    validation.
+    """
+    rows = running.rows[-running.epoch :]
+    tests = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+    validations = [row["validation_accuracy"] for row in rows if row["validation_accuracy"] is not None]
+    selected = rows[running.best_epoch]["test_accuracy"] if running.best else None
     return {
         "command": command,
         "name": name,
@@ -152,7 +158,7 @@ def summary(command: str, name: str, network: str, recipe: Recipe, seed: int, ru
         "seed": seed,
         "epochs": recipe.epochs,
         "batch": recipe.batch,
-        "test_accuracy": {"last": tests[-1], "best": max(tests)},
+        "test_accuracy": {"last": tests[-1], "best": max(tests), "selected": selected},
         "validation_accuracy": {"last": validations[-1], "best": max(validations)} if validations else None,
         "seconds": {"total": sum(running.seconds.values()), **running.seconds},
     }

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtool.data.batches import batch_slices, order_of_epoch, view_of_epoch
+from kdtool.engine import checkpoint
 from kdtool.engine.device import autocast, synchronize
 from kdtool.engine.evaluate import accuracy
 from kdtool.engine.job import Bound, Job, check_schedule, stage_recipe
 from kdtool.engine.optim import Recipe, build_optimizer, learning_rate, milestone_epochs
 from kdtool.engine.runs import Row, RunFolder
-from kdtool.engine.state import CHECK_STEPS, Running, begin, check_finite, resume, save
+from kdtool.engine.state import CHECK_STEPS, Running, begin, check_finite, epochs_before, resume, save, train_mode
 from kdtool.errors import UsageError
 from kdtool.models.taps import TapReader
 from kdtool.progress import Progress, StopRequest
@@ -39,10 +40,9 @@ def train(
         progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
     while True:
         _run_stage(job, running, folder, progress, stop, checkpoint_seconds)
-        _leave_stage(job, running)
+        _leave_stage(job, running, progress)
         if running.stage + 1 == len(job.stages):
             return running
-        progress.note(f"stage {job.stages[running.stage].name} ends, {job.stages[running.stage + 1].name} begins")
         running = begin(job, running.stage + 1, running)
         save(job, running, folder)
 
@@ -55,15 +55,15 @@ def _run_stage(
     slices = batch_slices(len(job.train.labels), plan.batch, plan.drop_last)
     progress.begin(stage.name, plan.epochs * len(slices), running.epoch * len(slices) + running.done)
     taps = tuple(dict.fromkeys(tap for bound in _active(job, stage) for tap in bound.taps))
-    saved = time.monotonic()
+    saved, before = time.monotonic(), epochs_before(job, running.stage)
     with TapReader(job.student, taps) as reader:
         while running.epoch < plan.epochs:
-            view = view_of_epoch(job.seed, running.epoch, job.views)
-            order = order_of_epoch(job.seed, running.epoch, len(job.train.labels), job.shuffle_block)
+            view = view_of_epoch(job.seed, before + running.epoch, job.views)
+            order = order_of_epoch(job.seed, before + running.epoch, len(job.train.labels), job.shuffle_block)
             if plan.resets and running.done == 0 and running.epoch in milestone_epochs(plan):
                 trained = [p for group in running.optimizer.param_groups for p in group["params"]]
                 running.optimizer = build_optimizer(plan, trained)
-            job.student.train()
+            train_mode(job, running)
             while running.done < len(slices):
                 step(job, stage, plan, running, reader, order[slices[running.done]], view, len(slices))
                 running.done += 1
@@ -194,7 +194,8 @@ def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: in
     validation = None
     if job.validation is not None:
         validation = accuracy(job.student, job.validation.images, job.validation.labels, job.precision)
-        _select(job, stage, running, validation)
+        if not plan.resets or running.epoch + 1 in (*milestone_epochs(plan), plan.epochs):
+            _select(job, stage, running, validation)
     running.seconds["evaluate"] += time.perf_counter() - begun
     count = float(running.sums.pop("count"))
     means = {name: float(total) / count for name, total in running.sums.items()}
@@ -221,10 +222,16 @@ def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: in
 
 def _select(job: Job, stage: Stage, running: Running, validation: float) -> None:
     """Keeps the weights that are best on validation: by accuracy, or by the stage's own loss where it says so."""
-    score = -validation_loss(job, stage, running) if stage.select == "validation_loss" else validation
+    by_loss = stage.select == "validation_loss"
+    score = -validation_loss(job, stage, running) if by_loss else validation
     if score > running.best_score:
-        running.best_score = score
-        running.best = {name: value.detach().cpu().clone() for name, value in job.student.state_dict().items()}
+        running.best_score, running.best_epoch = score, running.epoch
+        kept = {"student": job.student, **({"adapters": running.adapters} if by_loss else {})}
+        running.best = {
+            f"{owner}.{name}": value.detach().cpu().clone()
+            for owner, module in kept.items()
+            for name, value in module.state_dict().items()
+        }
 
 
 @torch.no_grad()
@@ -245,12 +252,31 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
             images = job.validation.images.view(positions, CLEAN)
             losses, _, _ = _losses(job, stage, running, reader, images, cached, batch)
             total += float(_weighted(losses)) * len(indices)
-    job.student.train()
-    running.adapters.train()
+    train_mode(job, running)
     return total / len(labels)
 
 
-def _leave_stage(job: Job, running: Running) -> None:
+def _leave_stage(job: Job, running: Running, progress: Progress) -> None:
+    """Takes the weights that leave the stage, and tells what becomes of it."""
     stage = job.stages[running.stage]
-    if stage.select == "validation_loss" and running.best:
-        job.student.load_state_dict(running.best)
+    by_loss = stage.select == "validation_loss" and bool(running.best)
+    if by_loss:
+        job.student.load_state_dict(checkpoint.selected("student", running.best))
+        running.adapters.load_state_dict(checkpoint.selected("adapters", running.best))
+    kept = running.best_epoch + 1 if by_loss else running.epoch
+    loss = -running.best_score if by_loss else None
+    running.left.append(
+        {
+            "stage": stage.name,
+            "epochs": running.epoch,
+            "kept_epoch": kept,
+            "validation_loss": loss,
+            "discard": stage.discard,
+        }
+    )
+    if len(job.stages) > 1:
+        why = f" of the lowest validation loss, {loss:.4f}" if loss is not None else ""
+        fate = ", without its adapters" if stage.discard else ""
+        following = job.stages[running.stage + 1 : running.stage + 2]
+        after = f"; stage {following[0].name} begins" if following else ""
+        progress.note(f"stage {stage.name} ends with the weights of epoch {kept}{why}{fate}{after}")

@@ -51,7 +51,7 @@ class KD(Method):
         """Logits: exact at any temperature."""
         return (vector("after_fc"),)
 
-    def stages(self, facts: Facts) -> tuple[Stage, ...]:
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """One."""
         return (Stage(weights={"kd": Weight(self.weight)}, task=self.task),)
 

@@ -162,7 +162,7 @@ class KDA(Method):
 
     def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
         """The layers."""
-        return tuple(dict.fromkeys(known_layer(self.name, layer, student, teacher) for layer in self.layers))
+        return tuple(dict.fromkeys(known_layer(layer, student, teacher) for layer in self.layers))
 
     def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
         """The vectors of the layers."""
@@ -210,7 +210,7 @@ class KDA(Method):
         views = fitted[ClassCentres(tap).key]["views"]
         return np.asarray(views.mean(0, dtype=np.float64), dtype=np.float32)
 
-    def stages(self, facts: Facts) -> tuple[Stage, ...]:
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """One; every layer's term has the same weight and starts when there are landmarks and the warm-up is over."""
         value = self.weight * (256 * 100 / (facts.batch * self.landmark_count(facts))) ** 0.5
         start = max(1, round(facts.epochs * 5 / 120)) if self.start is None else self.start

@@ -48,7 +48,7 @@ class Method(ABC):
         """One module: parameters that train with the student, buffers that are all of the method's state."""
         return nn.Module()
 
-    def stages(self, facts: Facts) -> tuple[Stage, ...]:
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """The stages of the training; the weights may depend on the batch, the classes and the epochs of the run."""
         return (Stage(),)
 

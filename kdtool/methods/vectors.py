@@ -43,12 +43,17 @@ def vector(layer: str) -> Target:
     return Target(key, (tap,), Pooled(tap))
 
 
-def known_layer(method: str, layer: str, student: Shapes, teacher: Shapes) -> str:
+def known_layer(layer: str, student: Shapes, teacher: Shapes) -> str:
     """The canonical tap of `layer`, refused by name where one of the networks lacks it."""
+    tap_of(layer, student, "student")
+    return tap_of(layer, teacher, "teacher")
+
+
+def tap_of(layer: str, shapes: Shapes, side: str) -> str:
+    """The canonical tap of `layer` in the network of one side, refused by name where it is not there."""
     tap = canonical_tap(layer)
-    for network, shapes in (("student", student), ("teacher", teacher)):
-        if tap not in shapes:
-            raise unknown(f"layer (method {method}, of the {network})", layer, shapes)
+    if tap not in shapes:
+        raise unknown(f"layer of the {side}", layer, shapes)
     return tap
 
 
@@ -92,10 +97,14 @@ class ClassCentres:
 
     def step(self, state: State, batch: FitBatch) -> State:
         """Adds a batch to the sums of its pass."""
-        rows = batch.arrays[self.reads[0].key][VALUES].double()
+        rows = batch.arrays[self.reads[0].key][VALUES].double().cpu()  # sums on CUDA depend on chance
         state["sums"][batch.turn].index_add_(0, batch.labels, rows)
         state["counts"][batch.turn] += torch.bincount(batch.labels, minlength=state["counts"].shape[1])
         return state
+
+    def remark(self, state: State) -> str:
+        """Nothing."""
+        return ""
 
     def result(self, state: State, facts: Facts) -> dict[str, np.ndarray[Any, Any]]:
         """Means from sums."""
@@ -137,8 +146,12 @@ class ClassClusters:
 
     def step(self, state: State, batch: FitBatch) -> State:
         """Keeps the vectors of a batch."""
-        state["rows"][batch.positions] = batch.arrays[self.reads[0].key][VALUES]
+        state["rows"][batch.positions] = batch.arrays[self.reads[0].key][VALUES].cpu()
         return state
+
+    def remark(self, state: State) -> str:
+        """Nothing."""
+        return ""
 
     def result(self, state: State, facts: Facts) -> dict[str, np.ndarray[Any, Any]]:
         """Clusters every class."""

@@ -157,6 +157,24 @@ def tap_shapes(
     return {name: tuple(value.shape[1:]) for name, value in taps.items()}
 
 
+def parameters_behind(model: nn.Module, names: Sequence[str], image_shape: tuple[int, ...]) -> set[str]:
+    """The names of the parameters that taps are computed from, by the gradient of one zero image in eval mode.
+
+    Modes, buffers and random generators stay as they were, and so do gradients.
+    """
+    parameters = dict(model.named_parameters())
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+    weight = next(iter(leaves.values()))
+    image = torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    run = partial(torch.func.functional_call, model, {**leaves, **buffers})
+    with TapReader(model, names, call=run) as read, _undisturbed(model, weight.device), torch.enable_grad():
+        _, taps = read(image)
+        total = torch.stack([tap.sum() for tap in taps.values()]).sum()
+    found: Sequence[torch.Tensor | None] = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {name for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
+
+
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode for the block; afterwards every module's mode and the random generators are as before."""

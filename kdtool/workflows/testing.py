@@ -155,7 +155,7 @@ def check_stages(of: Trial) -> None:
     assert names, f"{of.method.name} has no stage"
     assert len(set(names)) == len(names), f"{of.method.name}: two stages have one name: {names}"
     if of.method.added is not None:
-        weights = of.method.with_options(of.method.added).stages(FACTS)[0].weights
+        weights = of.method.with_options(of.method.added).stages(of.pair.student, of.pair.teacher, FACTS)[0].weights
         assert weights, f"{of.method.name} can be added to others and does not name the weights of its terms"
     for stage in of.stages:
         stage_recipe(Recipe(), stage)
@@ -285,7 +285,7 @@ def _accepts(method: Method, pair: Pair) -> bool:
     try:
         method.student_taps(pair.student, pair.teacher)
         method.targets(pair.student, pair.teacher)
-        method.stages(FACTS)
+        method.stages(pair.student, pair.teacher, FACTS)
     except UsageError:
         return False
     return True

@@ -107,7 +107,7 @@ class Trial:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the method."""
-        return self.method.stages(FACTS)
+        return self.method.stages(self.pair.student, self.pair.teacher, FACTS)
 
     def adapters(self, seed: int = 0) -> nn.Module:
         """The method's module, fresh, as the engine builds it."""
@@ -197,8 +197,10 @@ def learn(
         for start in range(0, SAMPLES, BATCH):
             positions = torch.arange(start, start + BATCH)
             rows = {key: chosen(a, positions) for key, a in arrays[view].items()}
-            batch = FitBatch(rows, torch.from_numpy(LABELS)[positions], positions, turn, view)
+            last = start + BATCH >= SAMPLES
+            batch = FitBatch(rows, torch.from_numpy(LABELS)[positions], positions, turn, view, last)
             state = kept(fit.step(state, batch))
+            assert isinstance(fit.remark(state), str), f"{fit.key} gives a remark that is no text"
     return fit.result(state, FACTS)
 
 

@@ -40,7 +40,7 @@ def make_job(workspace: Workspace, methods: Sequence[Method], plan: Recipe) -> J
         for number, (item, taps) in enumerate(zip(methods, needs.taps, strict=True))
     )
     data = stage.data_of(workspace, cache, None)
-    stages = methods[0].stages(facts)
+    stages = methods[0].stages(shapes, cache.layout.tap_shapes, facts)
     return stage.make_job(cache, data, student, stages, bound, needs, config, 3, CPU, "float32")
 
 

@@ -74,6 +74,9 @@ class Atoms:
         moved = atoms.detach() - 0.05 * moments + 0.001 * noise
         return {"atoms": moved, "moments": moments, "generator": generator.get_state()}
 
+    def remark(self, state: State) -> str:
+        return f"atoms of size {float(state['atoms'].norm()):.3f}"
+
     def result(self, state: State, facts: Facts) -> dict[str, np.ndarray[Any, Any]]:
         return {"atoms": state["atoms"].numpy()}
 
@@ -175,14 +178,14 @@ class Probe(Method):
             state.dictionary.weight.copy_(atoms[..., None, None])
         return state
 
-    def stages(self, facts: Facts) -> tuple[Stage, ...]:
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         constant = {"schedule": "constant", "warmup": 0.0}
         return (
             Stage(
                 name="dictionary",
                 epochs=self.epochs,
                 recipe={**constant, "optimizer": "adam", "learning_rate": 1e-3, "batch": 16},
-                trains=("stem", "stage1", "stage2"),
+                trains=("stage2",),
                 weights={"pixel": Weight(1.0), "image": Weight(2.0)},
                 task=0.0,
                 select="validation_loss",

@@ -197,7 +197,7 @@ class OneAfterAnother(Sound):
 
 @dataclass(frozen=True)
 class ReservedName(Sound):
-    def stages(self, facts):
+    def stages(self, student, teacher, facts):
         return (Stage(),)
 
     def terms(self, student, cached, batch, adapters):
@@ -206,7 +206,7 @@ class ReservedName(Sound):
 
 @dataclass(frozen=True)
 class MissingTerm(Sound):
-    def stages(self, facts):
+    def stages(self, student, teacher, facts):
         return (Stage(weights={"kd": Weight(1.0), "dk": Weight(1.0)}),)
 
 
@@ -214,25 +214,25 @@ class MissingTerm(Sound):
 class AddedWithoutWeights(Sound):
     added: ClassVar[dict[str, str] | None] = {"weight": "1"}
 
-    def stages(self, facts):
+    def stages(self, student, teacher, facts):
         return (Stage(),)
 
 
 @dataclass(frozen=True)
 class TwoStagesOfOneName(Sound):
-    def stages(self, facts):
+    def stages(self, student, teacher, facts):
         return (Stage(), Stage())
 
 
 @dataclass(frozen=True)
 class NothingToDo(Sound):
-    def stages(self, facts):
+    def stages(self, student, teacher, facts):
         return (Stage("idle", weights={}, task=0.0), Stage())
 
 
 @dataclass(frozen=True)
 class UnknownSelection(Sound):
-    def stages(self, facts):
+    def stages(self, student, teacher, facts):
         return (Stage(select="best"),)
 
 

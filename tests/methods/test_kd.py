@@ -108,7 +108,7 @@ def test_what_the_method_declares(make_facts, make_batch) -> None:
     assert kd.student_taps(shapes, shapes) == ("after_fc",)
     assert kd.fits(shapes, shapes) == ()
     facts = make_facts([0, 1, 2], 3)
-    assert kd.stages(facts) == (Stage(weights={"kd": Weight(0.9)}, task=0.1),)
+    assert kd.stages({}, {}, facts) == (Stage(weights={"kd": Weight(0.9)}, task=0.1),)
     assert not list(kd.adapters(shapes, shapes, facts, {}).state_dict())
     student, teacher = torch.randn(2, 3), torch.randn(2, 3)
     for asked in (kd, method("kd").with_options({"temperature": "2.5"})):

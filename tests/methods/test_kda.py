@@ -430,13 +430,15 @@ def test_clusters_of_the_teacher_bin_both_sides(make_facts, make_batch) -> None:
 @pytest.mark.parametrize("batch", [64, 256])
 def test_the_weight_is_scaled_to_batch_and_landmarks(options: dict, count: int, batch: int, make_facts) -> None:
     facts = make_facts(np.arange(40) % 10, 10, batch=batch)
-    (stage,) = asked(**options).stages(facts)
+    (stage,) = asked(**options).stages({}, {}, facts)
     assert stage.task == 1
     assert stage.weights["kda_before_fc"].value == pytest.approx(0.04 * math.sqrt(256 * 100 / (batch * count)))
 
 
 def test_the_weight_is_the_official_codes_for_its_batch_and_classes(make_facts) -> None:
-    (stage,) = asked(layers="before_fc,after_fc").stages(make_facts(np.arange(300) % 100, 100, batch=256, epochs=120))
+    (stage,) = asked(layers="before_fc,after_fc").stages(
+        {}, {}, make_facts(np.arange(300) % 100, 100, batch=256, epochs=120)
+    )
     assert {name: (weight.value, weight.start) for name, weight in stage.weights.items()} == {
         "kda_before_fc": (0.04, 5),
         "kda_after_fc": (0.04, 5),
@@ -445,9 +447,9 @@ def test_the_weight_is_the_official_codes_for_its_batch_and_classes(make_facts) 
 
 @pytest.mark.parametrize(("epochs", "start"), [(1, 1), (2, 1), (12, 1), (35, 1), (37, 2), (60, 2), (120, 5), (240, 10)])
 def test_the_first_epoch_with_landmarks_is_the_end_of_the_warm_up(epochs: int, start: int, make_facts) -> None:
-    (stage,) = asked().stages(make_facts(LABELS, 4, epochs=epochs))
+    (stage,) = asked().stages({}, {}, make_facts(LABELS, 4, epochs=epochs))
     assert stage.weights["kda_before_fc"].start == start == max(1, round(epochs * 5 / 120))
-    (stage,) = asked(start="7").stages(make_facts(LABELS, 4, epochs=epochs))
+    (stage,) = asked(start="7").stages({}, {}, make_facts(LABELS, 4, epochs=epochs))
     assert stage.weights["kda_before_fc"].start == 7
 
 
@@ -458,7 +460,7 @@ def test_names_of_one_layer_are_one_layer(make_facts, make_batch) -> None:
     assert [target.key for target in kda.targets(STUDENT, TEACHER)] == ["stage4.pooled"]
     facts, rows = make_facts(LABELS, 4), random_rows(plain, 11)
     modules = [item.adapters(STUDENT, TEACHER, facts, {}) for item in (kda, plain)]
-    assert kda.stages(facts) == plain.stages(facts)
+    assert kda.stages({}, {}, facts) == plain.stages({}, {}, facts)
     for item, module in zip((kda, plain), modules, strict=True):
         epoch(item, module, rows, make_batch)
     found, wanted = (next(module.children()).state_dict() for module in modules)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from kdtool import data, files
 from kdtool.cache import open_cache
 from kdtool.data import Dataset, Part, content_digest
-from kdtool.engine import checkpoint
+from kdtool.data.batches import order_of_epoch
+from kdtool.engine import checkpoint, state
 from kdtool.engine import distill as stage
 from kdtool.engine import train as loop
 from kdtool.engine.distill import DistillConfig, distill
@@ -136,7 +138,7 @@ def make_job(workspace: Workspace, config: DistillConfig) -> Job:
         stage.bind(item, taps, shapes, cache, facts, added=number > 0)
         for number, (item, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
     )
-    stages = config.methods[0].stages(facts)
+    stages = config.methods[0].stages(shapes, cache.layout.tap_shapes, facts)
     dataset = stage.data_of(workspace, cache, None)
     return stage.make_job(cache, dataset, student, stages, bound, needs, config, 2, CPU, "float32")
 
@@ -201,6 +203,16 @@ def test_each_stage_trains_what_it_names_and_leaves_what_it_says(
 ) -> None:
     monkeypatch.setattr(loop, "validation_loss", lambda job, stage, running: float(running.epoch))  # first is best
     workspace, config = work(), config_of(probe)
+    begun: dict[int, dict] = {}  # stage -> what it began from, when it was first begun
+
+    def begin(job, number, before=None):
+        running = state.begin(job, number, before)
+        parts = {"student": job.student, "adapters": running.adapters}
+        kept = {f"{owner}.{name}": v.clone() for owner, part in parts.items() for name, v in part.state_dict().items()}
+        begun.setdefault(number, kept)
+        return running
+
+    monkeypatch.setattr(loop, "begin", begin)
     states = steps_of(lambda stop: distill(workspace, config, Silent(), stop), workspace.runs / "run")
     assert [plain["stage"] for _, plain in states] == [0] * 8 + [1] * 2 + [2] * 6
     assert [plain["epoch"] for _, plain in states] == [0] * 4 + [1] * 4 + [0] * 2 + [0, 0, 1, 1, 2, 2]
@@ -209,21 +221,108 @@ def test_each_stage_trains_what_it_names_and_leaves_what_it_says(
     dictionary, relation, main = states[:8], states[8:10], states[10:]
     first = {name for name in names if name.startswith(("stem", "stage1", "stage2"))}
     assert moved(dictionary[0][0], dictionary[-1][0], names) == first
-    last = {name for name in names if name.startswith("stage3")}
-    assert moved(relation[0][0], relation[1][0], names) == last
+    whole = {name for name in names if name.startswith(("stem", "stage"))}
+    assert moved(relation[0][0], relation[1][0], names) == whole
     assert moved(main[0][0], main[-1][0], names) == set(names)
+
+    def buffers(stage: str) -> list[str]:
+        return [f"student.{name}" for name, _ in create("resnet8", 4).named_buffers() if name.startswith(stage)]
+
+    for name in buffers("stage3"):  # what a stage does not train is in eval mode
+        assert torch.equal(begun[1][name], begun[0][name])
+    assert not any(torch.equal(begun[1][name], begun[0][name]) for name in buffers("stage2"))
+    assert not any(torch.equal(begun[2][name], begun[1][name]) for name in buffers("stage3"))
 
     best = dictionary[4][0]  # a step after the first epoch, whose validation loss was the lowest
     for name in first:
-        assert torch.equal(relation[0][0][f"student.{name}"], best[f"best.{name}"])
-        assert not torch.equal(relation[0][0][f"student.{name}"], dictionary[-1][0][f"student.{name}"])
+        assert torch.equal(begun[1][f"student.{name}"], best[f"best.student.{name}"])
+        assert not torch.equal(begun[1][f"student.{name}"], dictionary[-1][0][f"student.{name}"])
 
     atoms = torch.from_numpy(open_cache(workspace.cache).fitted("atoms6.stage2")["atoms"])[..., None, None]
     weight = "adapters.probe.dictionary.weight"
     assert not torch.equal(dictionary[-1][0][weight], atoms)
-    assert torch.equal(relation[0][0][weight], atoms)  # discarded: the next stage starts afresh
+    assert torch.equal(begun[1][weight], atoms)  # discarded: the next stage starts afresh
     epochs = [int(tensors["adapters.probe.epochs"]) for tensors, _ in states]
     assert epochs == [0] * 4 + [1] * 4 + [0] * 2 + [1, 1, 2, 2, 3, 3]  # kept from relation to main
+
+
+class Told(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_the_step_between_stages_is_told_and_kept(
+    work: Callable[[], Workspace], probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that was stopped in every stage."""
+    monkeypatch.setattr(loop, "validation_loss", lambda job, stage, running: 2.5 + running.epoch)
+    workspace, config, told = work(), config_of(probe), Told()
+    result = None
+    while result is None:
+        with suppress(Stopped):
+            result = distill(workspace, config, told, StopAfter(3))
+    assert result["stages"] == [
+        {"stage": "dictionary", "epochs": 2, "kept_epoch": 1, "validation_loss": 2.5, "discard": True},
+        {"stage": "relation", "epochs": 1, "kept_epoch": 1, "validation_loss": None, "discard": False},
+        {"stage": "main", "epochs": 3, "kept_epoch": 3, "validation_loss": None, "discard": False},
+    ]
+    first = "stage dictionary ends with the weights of epoch 1 of the lowest validation loss, 2.5000"
+    assert [line for line in told.lines if line.startswith("stage ")] == [
+        f"{first}, without its adapters; stage relation begins",
+        "stage relation ends with the weights of epoch 1; stage main begins",
+        "stage main ends with the weights of epoch 3",
+    ]
+    rows = RunFolder(workspace.runs / "run", replace(config, views=2).plain()).rows()
+    assert len(result["test_accuracy"]) == 3
+    assert result["test_accuracy"]["best"] == max(row["test_accuracy"] for row in rows[3:])
+    best = max(rows[3:], key=lambda row: row["validation_accuracy"])
+    assert result["test_accuracy"]["selected"] == best["test_accuracy"]
+
+
+def test_orders_and_views_go_on_from_stage_to_stage(
+    work: Callable[[], Workspace], probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def order(seed: int, epoch: int, *rest: object) -> np.ndarray:
+        asked.append(epoch)
+        return order_of_epoch(seed, epoch, *rest)
+
+    monkeypatch.setattr(loop, "order_of_epoch", order)
+    distill(work(), config_of(probe), Silent(), StopRequest())
+    assert asked == list(range(6))
+
+
+def test_what_is_selected_at_the_ends_of_phases_is_not_the_best_epoch(
+    work: Callable[[], Workspace], probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `resets` the first epoch, the best here, ends no phase; the second does, and the adapters are its too."""
+
+    @dataclass(frozen=True)
+    class Phases(probe.Probe):
+        def stages(self, student, teacher, facts):
+            first, _, last = super().stages(student, teacher, facts)
+            plan = {**first.recipe, "schedule": "step", "milestones": (2 / 4,), "resets": True}
+            return replace(first, epochs=4, recipe=plan, discard=False), last
+
+    seen = []
+
+    def loss(job: Job, stage: object, running: object) -> float:
+        seen.append((running.epoch, int(running.adapters["probe"].norm.num_batches_tracked)))
+        return float(running.epoch)
+
+    monkeypatch.setattr(loop, "validation_loss", loss)
+    workspace = work()
+    config = replace(config_of(probe), methods=(Phases(),))
+    result = distill(workspace, config, Silent(), StopRequest())
+    assert seen == [(1, 8), (3, 16)]
+    assert result["stages"][0]["kept_epoch"] == 2
+    assert result["stages"][0]["validation_loss"] == 1.0
 
 
 def test_terms_are_used_as_the_stages_say(work: Callable[[], Workspace], probe) -> None:
@@ -320,8 +419,8 @@ def test_a_stop_inside_a_fit_changes_no_bit(taught: Path, tmp_path: Path, extrac
 def test_a_cache_without_validation_targets_is_refused_with_the_command(taught: Path, tmp_path: Path, probe) -> None:
     @dataclass(frozen=True)
     class TakesTheLast(probe.Probe):
-        def stages(self, facts):
-            return tuple(replace(item, select="last") for item in super().stages(facts))
+        def stages(self, student, teacher, facts):
+            return tuple(replace(item, select="last") for item in super().stages(student, teacher, facts))
 
     shutil.copytree(taught, tmp_path / "work")
     workspace = run_extract(tmp_path / "work", TakesTheLast())

@@ -145,7 +145,7 @@ def test_a_method_without_adapters_stages_and_hooks_of_its_own(make_facts, make_
     adapters = plain.adapters({}, {}, make_facts([0], 1), {})
     assert not adapters.state_dict()
     assert plain.fits({}, {}) == ()
-    assert plain.stages(make_facts([0], 1)) == (Stage(),)
+    assert plain.stages({}, {}, make_facts([0], 1)) == (Stage(),)
     plain.after_step({}, {}, make_batch([0]), adapters)
     plain.after_epoch(adapters)
     assert isinstance(adapters, nn.Module)
