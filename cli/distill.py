@@ -31,9 +31,11 @@ KEYS = (
     *o.RECIPE,
 )
 
+Name = Annotated[str | None, typer.Option("--method", "-m", help="One of `kdtool methods`, path.to:MyMethod, or none.")]
+
 
 def distill(
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Method, see `kdtool methods`, or none.")] = None,
+    method: Name = None,
     layers: o.Layers = None,
     with_: Annotated[list[str] | None, typer.Option("--with", help="Add this method's terms (kd).")] = None,
     settings: o.Settings = None,

@@ -29,6 +29,7 @@ KEYS = (
     "precision",
     "device",
     "data_folder",
+    "no_srm",
     "allow_mixed",
     "cache",
 )
@@ -45,6 +46,7 @@ Validation = Annotated[int | None, typer.Option("--validation", help="Narrow the
 FewShot = Annotated[int | None, typer.Option("--few-shot", help="Narrow the split: images of each class.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="float32 or bfloat16.  [default: float32]")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of crops and flips.  [default: 0]")]
+NoSrm = Annotated[bool, typer.Option("--no-srm", help="Leave SRM's dictionaries out of a plain extract.")]
 AllowMixed = Annotated[bool, typer.Option("--allow-mixed", help="Write although device or torch differ.")]
 
 
@@ -52,6 +54,7 @@ def extract(
     methods: For = None,
     students: Students = None,
     settings: o.Settings = None,
+    no_srm: NoSrm = False,
     views: Views = None,
     batch: Grid = None,
     block: Block = None,
@@ -82,6 +85,7 @@ def extract(
         methods=methods,
         students=students,
         settings=settings,
+        no_srm=no_srm or None,
         default_student=str(workspace.settings.get("student", "resnet18")),
         views=views,
         clean=clean,
@@ -129,6 +133,7 @@ def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractC
     return ExtractConfig(
         methods=built,
         students=tuple(students),
+        without=("srm",) if values.get("no_srm", flags["no_srm"], False, bool) else (),
         views=_views(values.table.get("views") if flags["views"] is None else flags["views"]),
         clean=tuple(values.get("clean", flags["clean"], [], list)),
         dtypes=dtypes,

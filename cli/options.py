@@ -30,7 +30,6 @@ LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Hig
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay, on all parameters.")]
 Optimizer = Annotated[str | None, typer.Option("--optimizer", help="sgd or adam.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="cosine, step or constant.")]
-Methods = Annotated[list[str] | None, typer.Option("--method", "-m", help="Method, see `kdtool methods`.")]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layer of the method; repeat for several.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a method, [METHOD.]NAME=VALUE.")]
 CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache.  [default: cache.zarr]")]
@@ -141,6 +140,10 @@ def build_methods(names: list[str], layers: list[str], settings: dict[str, str])
     """Methods by name, with their layers and options; every option must belong to one of them."""
     from kdtool.methods import method
 
+    chosen = [method(name) for name in names]
+    names = [found.name for found in chosen]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two of the named methods have one name: {', '.join(names)}")
     given: dict[str, dict[str, str]] = {name: {} for name in names}
     if settings and not names:
         raise UsageError(f"--set {next(iter(settings))}: this sets an option of a method, and no method is named")
@@ -152,7 +155,7 @@ def build_methods(names: list[str], layers: list[str], settings: dict[str, str])
         if owner not in given:
             raise unknown("method in --set", owner, names)
         given[owner][option] = value
-    built = tuple(method(name).with_options(given[name]) for name in names)
+    built = tuple(found.with_options(given[found.name]) for found in chosen)
     if not layers:
         return built
     if "layers" not in built[0].options():

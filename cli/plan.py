@@ -11,6 +11,7 @@ def plan(
     methods: e.For = None,
     students: e.Students = None,
     settings: o.Settings = None,
+    no_srm: e.NoSrm = False,
     views: e.Views = None,
     batch: e.Grid = None,
     block: e.Block = None,
@@ -40,6 +41,7 @@ def plan(
         methods=methods,
         students=students,
         settings=settings,
+        no_srm=no_srm or None,
         views=views,
         clean=clean,
         dtype=dtype,
@@ -77,6 +79,10 @@ def plan(
         f"in all {in_units(found['bytes'])}, {in_units(found['bytes_to_write'])} still to write in about "
         f"{found['extract_seconds']:.0f} s on this machine"
     )
+    if found["fit_seconds"] > 0.5:
+        scratch = found["fit_scratch_bytes"]
+        room = f", and {in_units(scratch)} of scratch space while they are learned" if scratch else ""
+        print_line(f"of these {found['fit_seconds']:.0f} s for learning the fits{room}")
     print_line(
         f"a live teacher costs about {found['live_teacher_seconds_per_epoch']:.1f} s an epoch;\n"
         f"the cache has paid for itself after {found['break_even_epochs']:g} epochs of all students together"

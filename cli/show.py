@@ -11,26 +11,29 @@ from kdtool.cli.console import print_json, print_line, print_table
 data_app = typer.Typer(no_args_is_help=True, help="Data sets in local files.", rich_markup_mode=None)
 
 
-def methods(json: o.Json = False) -> None:
-    """List the methods with their paper and options.
+def methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Methods to show.  [default: all]")] = None,
+    student: Annotated[str, typer.Option("--student", help="Student.")] = "resnet8x4",
+    teacher: Annotated[str, typer.Option("--teacher", help="Teacher.")] = "resnet32x4",
+    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 100,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/methods.md.")] = False,
+    json: o.Json = False,
+) -> None:
+    """List the methods: what they store, stages, options.
 
-    Example: kdtool methods
+    Example: kdtool methods srm kda --teacher resnet34 --student resnet18
     """
-    from kdtool.methods import METHODS
+    from kdtool.methods import METHODS, method
+    from kdtool.workflows.catalogue import catalogue, page, text
 
-    found = [{"method": name, "paper": kind.paper, "options": kind.options()} for name, kind in METHODS.items()]
+    if markdown:
+        print_line(page().rstrip())
+        return
+    found = catalogue((method(name) for name in names or METHODS), student, teacher, classes)
     if json:
         print_json(found)
-        return
-    rows = [
-        (name, kind.paper, " ".join(f"{key}={_shown(value)}" for key, value in kind.options().items()))
-        for name, kind in METHODS.items()
-    ]
-    print_table("", ("method", "paper", "options and defaults"), rows)
-
-
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+    else:
+        print_line("\n\n".join(text(row) for row in found))
 
 
 def models(

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 
 from kdtool.cli.main import run
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, OWN = ROOT / "README.md", ROOT / "docs" / "own-method.md"
 SMALLER = {"resnet34": "resnet8", "resnet18": "resnet8", "resnet14": "resnet8", "--views 20": "--views 3"}
 SMALLER |= {"--views 40": "--views 3", "--epochs 8": "--epochs 2"}
 
 
-def blocks() -> list[list[str]]:
-    """The commands of each shell block."""
-    found = re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def blocks(page: Path = README, language: str = "sh") -> list[list[str]]:
+    """The lines of each block in a language: the commands of those in sh."""
+    found = re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
     return [block.strip().splitlines() for block in found]
 
 
@@ -61,7 +63,34 @@ def test_readme(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert run(smaller(command)[1:]) == 0, command
 
 
-def test_files_that_the_readme_links_to_exist() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
-    missing = [link for link in links if not link.startswith("http") and not (README.parent / link).exists()]
+def test_a_method_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "cosine", raising=False)
+    example, checked = blocks(OWN, "python")
+    assert "\n".join(example) + "\n" == (ROOT / "examples" / "cosine.py").read_text()
+    (tmp_path / "cosine.py").write_text("\n".join(example))
+    assert run(shlex.split("teach --data digits --network resnet8 --student resnet8 --epochs 2 --batch 32")) == 0
+    (commands,) = blocks(OWN)
+    for command in commands:
+        assert run([*smaller(command)[1:], *(["--views", "2"] if " extract" in command else [])]) == 0, command
+    exec("\n".join(checked), {})
+    config = (tmp_path / "runs/resnet8-cosine-weight=2.0-kd-weight=1.0-seed0/config.toml").read_text()
+    assert 'method = "cosine:Cosine"' in config
+    again = f"distill --config {tmp_path}/runs/resnet8-cosine-weight=2.0-kd-weight=1.0-seed0/config.toml --run again"
+    assert run(shlex.split(again)) == 0
+    both = [tmp_path / "runs" / name / "student.safetensors" for name in (config_run(tmp_path), "again")]
+    assert both[0].read_bytes() == both[1].read_bytes()
+
+
+def config_run(folder: Path) -> str:
+    (found,) = [path.name for path in (folder / "runs").glob("*cosine*")]
+    return found
+
+
+@pytest.mark.parametrize("page", [README, OWN], ids=lambda page: page.name)
+def test_files_that_a_page_links_to_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
     assert missing == []

@@ -25,6 +25,7 @@ from kdtool.engine.teach import plain_config, summary
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Workspace, labelled, load_data
 from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.methods import reference
 from kdtool.methods.protocol import FittedResults, Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import create, parameters, tap_shapes
@@ -70,7 +71,7 @@ class DistillConfig:
         """As the plain values of config.toml."""
         values = {key: value for key, value in plain_config("distill", self).items() if key not in ("methods", "name")}
         recipe = values.pop("recipe")
-        names = [method.name for method in self.methods]
+        names = [reference(method) for method in self.methods]
         options = {
             f"{method.name}.{key}": list(value) if isinstance(value, tuple) else value
             for method in self.methods

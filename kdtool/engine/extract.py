@@ -7,7 +7,6 @@ an extract that was stopped anywhere gives the bytes of an undisturbed one.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,13 @@ from torch import nn
 from kdtool.cache import ArraySpec, CacheWriter, Contents, Layout, create_or_open, require_space
 from kdtool.data.batches import Images
 from kdtool.engine import checkpoint
-from kdtool.engine.device import exact
+from kdtool.engine.fitting import FitSource, learn
 from kdtool.engine.runs import environment
-from kdtool.engine.sources import Teller, as_tensors, widened
+from kdtool.engine.sources import Teller, as_tensors
+from kdtool.engine.spool import Spool
 from kdtool.errors import IdentityError, UsageError
 from kdtool.progress import Progress, StopRequest
-from kdtool.targets import CLEAN, Facts, Fit, FitBatch, Target, by_key, describe
+from kdtool.targets import CLEAN, Facts, Fit, Target, by_key, describe
 
 ALWAYS_CLEAN = ("logits", "before_fc")  # keys that train_clean, validation and test always hold
 FLOATS = ("float16", "float32")
@@ -249,96 +249,29 @@ class _Worker:
         targets = by_key([target for fit in fits for target in fit.reads])
         specs = stored_specs(self.job, list(targets.values()), self.fitted, self.writer.cache.contents)
         shapes = {key: {name: spec.shape for name, spec in arrays.items()} for key, arrays in specs.items()}
-        plan = _passes(fits, self.job.layout.fit_views)
-        per_pass = -(-self.facts.samples // self.job.layout.batch)
-        states, done = self._resume(fits) or (
-            {fit.key: fit.begin(self.facts, shapes, self.job.layout.fit_views) for fit in fits},
-            0,
-        )
-        self.progress.begin("fit", len(plan) * per_pass, done)
-        saved = time.monotonic()
-        for number in range(done, len(plan) * per_pass):
-            (turn, view, members), place = plan[number // per_pass], number % per_pass
-            start = place * self.job.layout.batch
-            stop = min(start + self.job.layout.batch, self.facts.samples)
-            reads = by_key([target for fit in members for target in fit.reads])
-            arrays = self._fit_arrays(list(reads.values()), view, start, stop)
-            labels = torch.from_numpy(self.facts.labels[start:stop])
-            last = place == per_pass - 1
-            batch = FitBatch(arrays, labels, torch.arange(start, stop), turn, view, last)
-            for fit in members:
-                with exact():
-                    states[fit.key] = fit.step(states[fit.key], batch)
-                if last and (remark := fit.remark(states[fit.key])):
-                    passes = len(fit.passes(self.job.layout.fit_views))
-                    self.progress.note(f"{fit.key}, pass {turn + 1}/{passes}: {remark}")
-            self.progress.advance(1)
-            stopping = self.stop.requested()
-            if stopping or time.monotonic() - saved > self.save_seconds:
-                self._save(fits, states, number + 1)
-                saved = time.monotonic()
-            if stopping:
-                raise self.stop.stopped(f"in pass {turn + 1} of the fits")
+        spool = Spool(self.writer.scratch / "spool")
+        source = FitSource(self.writer.cache, self._told, spool, self.device)
+        try:
+            states = learn(fits, shapes, self.facts, self.writer, source, self.progress, self.stop, self.save_seconds)
+        finally:
+            spool.close()
         for fit in fits:
             result = fit.result(states[fit.key], self.facts)
             self.writer.put_fit(fit.key, fit.version, describe(fit), result)
             self.fitted[fit.key] = as_tensors(result, self.device)
         checkpoint.clear_state(self.writer.scratch)
 
-    def _fit_arrays(
+    def _told(
         self, targets: Sequence[Target], view: int, start: int, stop: int
-    ) -> dict[str, dict[str, torch.Tensor]]:
-        """What a fit reads for one batch: from the arrays where the cache holds the view, else from the teacher."""
-        cache = self.writer.cache
-        part, number = ("train_clean", 0) if view == CLEAN else ("train", view)
-        held = [target for target in targets if cache.views(target.key, part) > number]
-        arrays = {
-            target.key: {
-                name: torch.from_numpy(cache.array(part, target.key, name).read(number, start, stop))
-                for name in cache.contents[target.key].arrays
-            }
-            for target in held
-        }
-        told = [target for target in targets if target not in held]
-        if told:
-            pixels = self.job.train.view(np.arange(start, stop), view)
-            for key, rows in self._stored(told, self.teller(told), pixels).items():
-                arrays[key] = {name: torch.from_numpy(value) for name, value in rows.items()}
-        return {
-            key: {name: widened(value.to(self.device)) for name, value in rows.items()} for key, rows in arrays.items()
-        }
-
-    def _save(self, fits: Sequence[Fit], states: Mapping[str, dict[str, torch.Tensor]], done: int) -> None:
-        tensors = {f"{key}/{name}": value for key, state in states.items() for name, value in state.items()}
-        checkpoint.save_state(self.writer.scratch, tensors, {"fits": [fit.key for fit in fits], "done": done})
-
-    def _resume(self, fits: Sequence[Fit]) -> tuple[dict[str, dict[str, torch.Tensor]], int] | None:
-        state = checkpoint.load_state(self.writer.scratch)
-        if state is None or state[1]["fits"] != [fit.key for fit in fits]:
-            return None
-        states: dict[str, dict[str, torch.Tensor]] = {fit.key: {} for fit in fits}
-        for path, value in state[0].items():
-            key, name = path.rsplit("/", 1)
-            states[key][name] = value
-        return states, int(state[1]["done"])
+    ) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+        """What the teacher says of a batch of the train part, as it would be stored."""
+        return self._stored(targets, self.teller(targets), self.job.train.view(np.arange(start, stop), view))
 
 
 def _order(place: tuple[str, int, int]) -> tuple[int, int, int]:
     """Clean parts last, so that an augmented view is there as early as possible."""
     part, view, block = place
     return (("train", "train_clean", "validation", "test").index(part), view, block)
-
-
-def _passes(fits: Sequence[Fit], fit_views: int) -> list[tuple[int, int, tuple[Fit, ...]]]:
-    """(number of the pass, view, fits that take part), fits with the same view at the same pass together."""
-    plans = {fit.key: tuple(fit.passes(fit_views)) for fit in fits}
-    found: list[tuple[int, int, tuple[Fit, ...]]] = []
-    for turn in range(max(len(plan) for plan in plans.values())):
-        views = [plan[turn] for plan in plans.values() if turn < len(plan)]
-        for view in dict.fromkeys(views):
-            members = tuple(fit for fit in fits if plans[fit.key][turn : turn + 1] == (view,))
-            found.append((turn, view, members))
-    return found
 
 
 def _explain(target: Target, name: str, exact: torch.Tensor, dtype: str) -> None:

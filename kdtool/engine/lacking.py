@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdtool.errors import DamageError, IdentityError
+from kdtool.methods import reference
 
 if TYPE_CHECKING:
     from kdtool.cache import Cache
@@ -49,7 +50,7 @@ def extract_command(
     """The words of the extract command that adds what methods need to a cache, under the cache's own identity."""
     words = ["kdtool", "extract", *workspace.words]
     for method in methods:
-        words += ["--for", method.name]
+        words += ["--for", reference(method)]
     for method in methods:
         for name, value in vars(method).items():
             if value != method.options()[name]:

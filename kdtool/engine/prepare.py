@@ -27,7 +27,7 @@ from kdtool.engine.workspace import (
     read_teacher,
 )
 from kdtool.errors import UsageError
-from kdtool.methods import DEFAULT_FITS, DEFAULT_TARGETS
+from kdtool.methods import DEFAULT_FITS, DEFAULT_TARGETS, plain_targets
 from kdtool.methods.protocol import Method
 from kdtool.models import create, tap_shapes
 from kdtool.targets import Facts, Fit, Shape, Target, by_key
@@ -40,13 +40,14 @@ class ExtractConfig:
     """What `kdtool extract` was asked for.
 
     methods: whose targets are stored beside the default ones. students: networks that the targets are made for.
-    views: 0 takes the workspace's default; -1 all placements. batch, block, fit_views: the cache's grid, fixed when it
-    is created; None takes that of the cache, or 256, its default and 4. validation, few_shot: narrow the teacher's
-    split.
+    without: methods whose share of a plain extract is left out; an extract for named methods is not plain. views: 0
+    takes the workspace's default; -1 all placements. batch, block, fit_views: the cache's grid, fixed when it is
+    created; None takes that of the cache, or 256, its default and 4. validation, few_shot: narrow the teacher's split.
     """
 
     methods: tuple[Method, ...] = ()
     students: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     views: int = 0
     batch: int | None = None
     block: int | None = None
@@ -178,6 +179,8 @@ def contents(
 ) -> tuple[tuple[Target, ...], tuple[Fit, ...], tuple[str, ...]]:
     """(targets, fits, keys that validation needs) of the plain extract and of every method for every student."""
     targets, fits = list(DEFAULT_TARGETS), list(DEFAULT_FITS)
+    if not config.methods:
+        targets += plain_targets(layout.tap_shapes, config.without)
     validated: list[str] = []
     facts = Facts(layout.samples["train"], layout.classes, labels, layout.batch, 1, config.seed)
     for name in config.students:

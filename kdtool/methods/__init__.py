@@ -1,21 +1,41 @@
 """The table of methods. Adding one is a file beside this one and a line in the table."""
 
+from collections.abc import Sequence
+
 from kdtool.errors import unknown
 from kdtool.methods.kd import KD
 from kdtool.methods.kda import KDA
-from kdtool.methods.protocol import Method
+from kdtool.methods.own import load_method
+from kdtool.methods.protocol import Method, need
 from kdtool.methods.vectors import ClassCentres, vector
-from kdtool.targets import Fit, Target
+from kdtool.targets import Fit, Shapes, Target, by_key
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (KD, KDA)}
 
-# What a plain `kdtool extract` stores, whatever methods will be used.
+# What every `kdtool extract` stores, whatever methods will be used.
 DEFAULT_TARGETS: tuple[Target, ...] = (vector("after_fc"), vector("before_fc"))
 DEFAULT_FITS: tuple[Fit, ...] = (ClassCentres("after_fc"), ClassCentres("before_fc"))
 
 
+def plain_targets(teacher: Shapes, without: Sequence[str] = ()) -> tuple[Target, ...]:
+    """What a plain extract stores beside `DEFAULT_TARGETS`, but that of the methods in `without`."""
+    chosen = [kind() for name, kind in METHODS.items() if name not in without]
+    return tuple(by_key([target for one in chosen for target in one.always(teacher)]).values())
+
+
 def method(name: str) -> Method:
-    """A method by name, with its defaults."""
+    """A method by name, or a user's own by `path.to:MyMethod`, with its defaults."""
+    if ":" in name:
+        kind = load_method(name)
+        known = METHODS.get(kind.name, kind)
+        need(known is kind, f"--method {name}: kdtool has a method {kind.name!r} of its own; give yours another name")
+        return kind()
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]()
+
+
+def reference(of: Method) -> str:
+    """What `method` finds it by."""
+    kind = type(of)
+    return of.name if METHODS.get(of.name) is kind else f"{kind.__module__}:{kind.__qualname__}"

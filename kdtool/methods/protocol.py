@@ -44,6 +44,10 @@ class Method(ABC):
         """Fits that the adapters read, beside those that the targets name."""
         return ()
 
+    def always(self, teacher: Shapes) -> tuple[Target, ...]:
+        """What a plain extract stores for this method with its defaults, whatever the student will be."""
+        return ()
+
     def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
         """One module: parameters that train with the student, buffers that are all of the method's state."""
         return nn.Module()

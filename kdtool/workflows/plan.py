@@ -1,10 +1,9 @@
 """What an extract would cost, and from when on it pays, before anything is written.
 
-Bytes are those of the chunk files, exact; they leave out metadata, journal and manifest. Seconds come from a few timed
-batches of the teacher on this machine.
+Bytes are those of the chunk files, exact; they leave out metadata, journal and manifest. Seconds come from
+`kdtool.workflows.costs`.
 """
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +13,11 @@ from kdtool.cache import ArraySpec, Cache, Contents, open_cache
 from kdtool.cache.arrays import whole_grid
 from kdtool.cache.identity import refuse
 from kdtool.cache.journal import holds_cache
-from kdtool.engine.device import synchronize
 from kdtool.engine.extract import Extraction, stored_specs
-from kdtool.engine.sources import Teller, as_tensors
+from kdtool.engine.sources import as_tensors
 from kdtool.engine.workspace import Workspace
-from kdtool.targets import CLEAN, Facts, Fit
-
-PROBES = 3  # timed batches
+from kdtool.targets import Facts, by_key
+from kdtool.workflows.costs import all_fits, costs, missing_blocks
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -45,17 +42,13 @@ def plan(workspace: Workspace, job: Extraction) -> dict[str, Any]:
     ]
     rows += [fit_row(known, key, arrays) for key, arrays in learned.items()]
     lists = sum(2 * whole_bytes("", np.zeros(samples, np.int64)) for samples in job.layout.samples.values())
-    batches = teacher_batches(job, known)
-    per_batch = seconds_per_batch(job, fitted)
-    epoch = per_batch * -(-job.layout.samples["train"] // job.layout.batch)
+    reads = by_key([target for fit in all_fits(job) for target in fit.reads])
+    read = stored_specs(job, list(reads.values()), {}, contents)
     return {
         "keys": rows,
         "bytes": lists + sum(row["bytes"] for row in rows),
         "bytes_to_write": (0 if known else lists) + sum(row["bytes_to_write"] for row in rows),
-        "teacher_batches": batches,
-        "extract_seconds": batches * per_batch,
-        "live_teacher_seconds_per_epoch": epoch,
-        "break_even_epochs": round(batches * per_batch / epoch, 1),
+        **costs(job, known, fitted, read),
     }
 
 
@@ -79,12 +72,6 @@ def fit_results(job: Extraction, contents: Mapping[str, Contents]) -> dict[str, 
     return found
 
 
-def all_fits(job: Extraction) -> list[Fit]:
-    """The fits of encoders and of methods, each once."""
-    fits = [*(target.fit for target in job.targets if target.fit is not None), *job.fits]
-    return list({fit.key: fit for fit in fits}.values())
-
-
 def key_row(
     job: Extraction, known: Cache | None, part: str, key: str, arrays: Mapping[str, ArraySpec]
 ) -> dict[str, Any]:
@@ -95,7 +82,7 @@ def key_row(
         sum(grid.file_bytes * len(layout.chunks(grid, part, block)) for grid in grids)
         for block in range(layout.blocks(part))
     ]
-    missing = [block for view in range(views) for block in lacking(job, known, part, key, view)]
+    missing = [block for view in range(views) for block in missing_blocks(job, known, part, key, view)]
     return {
         "key": key,
         "part": part,
@@ -128,47 +115,3 @@ def whole_bytes(name: str, array: np.ndarray[Any, Any]) -> int:
     """Bytes of the chunk files of an array without views."""
     grid = whole_grid(name, ArraySpec(array.dtype.name, array.shape))
     return grid.chunks * grid.file_bytes
-
-
-def lacking(job: Extraction, known: Cache | None, part: str, key: str, view: int) -> list[int]:
-    """The blocks of a view that an extract would write."""
-    return known.missing(part, key, view) if known else list(range(job.layout.blocks(part)))
-
-
-def teacher_batches(job: Extraction, known: Cache | None) -> int:
-    """The batches for which the teacher runs: for arrays, and for passes of fits over views that are not stored."""
-    layout, count = job.layout, 0
-    for part, samples in layout.samples.items():
-        for view in range(job.views if part == "train" else 1):
-            blocks = {block for key in job.part_keys(part) for block in lacking(job, known, part, key, view)}
-            size = layout.block_rows(part)
-            count += sum(-(-min(size, samples - block * size) // layout.batch) for block in blocks)
-    return count + len(teacher_passes(job, known)) * -(-layout.samples["train"] // layout.batch)
-
-
-def teacher_passes(job: Extraction, known: Cache | None) -> set[tuple[int, int]]:
-    """(number, view) of the passes in which fits need the teacher, because they come first or the view is not kept."""
-    first = {target.fit.key for target in job.targets if target.fit is not None}
-    found = set()
-    for fit in all_fits(job):
-        if known is not None and fit.key in known.fits:
-            continue
-        for number, view in enumerate(fit.passes(job.layout.fit_views)):
-            part = "train_clean" if view == CLEAN else "train"
-            kept = view < job.views and {target.key for target in fit.reads} <= set(job.part_keys(part))
-            if fit.key in first or not kept:
-                found.add((number, view))
-    return found
-
-
-def seconds_per_batch(job: Extraction, fitted: Mapping[str, Any]) -> float:
-    """The teacher's time for one batch of the grid, the fastest of a few."""
-    teller = Teller(job.model, job.targets, fitted, job.layout.batch, job.precision)
-    count = min(job.layout.batch, job.layout.samples["train"])
-    images, times = job.train.view(np.arange(count), CLEAN), []
-    for _ in range(PROBES):
-        begun = time.perf_counter()
-        teller.answer(images)
-        synchronize(images.device)
-        times.append(time.perf_counter() - begun)
-    return min(times)

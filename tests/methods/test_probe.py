@@ -14,16 +14,17 @@ from kdtool import data, files
 from kdtool.cache import open_cache
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.data.batches import order_of_epoch
-from kdtool.engine import checkpoint, state
+from kdtool.engine import checkpoint, fitting, state
 from kdtool.engine import distill as stage
 from kdtool.engine import train as loop
 from kdtool.engine.distill import DistillConfig, distill
-from kdtool.engine.extract import extract
+from kdtool.engine.extract import _Worker, extract
 from kdtool.engine.job import Job, seeded
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.runs import RunFolder
 from kdtool.engine.sources import CachedTeacher, Teller, as_tensors
+from kdtool.engine.spool import Spool
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import Workspace, read_record, read_teacher
 from kdtool.errors import DamageError, Stopped
@@ -413,6 +414,49 @@ def test_a_stop_inside_a_fit_changes_no_bit(taught: Path, tmp_path: Path, extrac
     assert once.manifest.files == often.manifest.files
 
 
+@pytest.mark.parametrize("kept", ["all", "none", "until the disk is full"])
+def test_what_fits_read_again_gives_the_same_bytes(
+    kept: str, taught: Path, tmp_path: Path, extracted: Path, probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"teacher": 0, "spool": 0}
+    read, write, tell = Spool.read, Spool.write, _Worker._told
+
+    def counted_read(self, view, key, start):
+        found = read(self, view, key, start)
+        asked["spool"] += found is not None
+        return found
+
+    def counted_tell(self, targets, view, start, stop):
+        asked["teacher"] += 1
+        return tell(self, targets, view, start, stop)
+
+    def short_of_space(self, view, key, start, arrays):
+        if start >= 32:
+            self.folder = Path("/proc/no-such-place")
+        write(self, view, key, start, arrays)
+
+    monkeypatch.setattr(fitting, "pays", lambda seconds, size: kept != "none")
+    monkeypatch.setattr(Spool, "read", counted_read)
+    monkeypatch.setattr(_Worker, "_told", counted_tell)
+    if kept.startswith("until"):
+        monkeypatch.setattr(Spool, "write", short_of_space)
+        monkeypatch.setattr(Spool, "_path", lambda self, view, key, name: tmp_path / f"spool-{view}.{key}.{name}")
+    shutil.copytree(taught, tmp_path / "work")
+    workspace = run_extract(tmp_path / "work", KD(), probe.Probe())
+    once, again = (open_cache(space.cache) for space in (Workspace.open(extracted), workspace))
+    assert once.manifest.files == again.manifest.files
+    # 64 samples are 4 batches; the atoms are fitted in 3 turns, over views 0, 1 and 0, and once over the clean images
+    assert (
+        asked
+        == {
+            "all": {"teacher": 12, "spool": 4},
+            "none": {"teacher": 16, "spool": 0},
+            "until the disk is full": {"teacher": 14, "spool": 2},
+        }[kept]
+    )
+    assert not list(workspace.cache.rglob("*spool*"))
+
+
 # What is lacking
 
 
@@ -424,7 +468,7 @@ def test_a_cache_without_validation_targets_is_refused_with_the_command(taught: 
 
     shutil.copytree(taught, tmp_path / "work")
     workspace = run_extract(tmp_path / "work", TakesTheLast())
-    with pytest.raises(DamageError, match=r"of the validation part.*kdtool extract .*--for probe --student resnet8"):
+    with pytest.raises(DamageError, match=r"of the validation part.*kdtool extract .*--for \S+:Probe --student resnet8"):
         distill(workspace, config_of(probe), Silent(), StopRequest())
     assert not (workspace.runs / "run").exists()
     before = open_cache(workspace.cache).manifest.files

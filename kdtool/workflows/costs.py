@@ -1,0 +1,146 @@
+"""The time of an extract on this machine, from a few timed batches of the teacher and steps of the fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kdtool.cache import ArraySpec, Cache
+from kdtool.engine.device import synchronize
+from kdtool.engine.extract import Extraction
+from kdtool.engine.fitting import passes
+from kdtool.engine.sources import Teller
+from kdtool.engine.spool import BYTES_PER_SECOND, pays
+from kdtool.targets import CLEAN, Facts, Fit, FitBatch, Target, by_key
+
+if TYPE_CHECKING:
+    from kdtool.targets import Fitted
+
+PROBES = 3  # timed batches
+
+Specs = Mapping[str, Mapping[str, ArraySpec]]
+
+
+def costs(job: Extraction, known: Cache | None, fitted: Mapping[str, Fitted], read: Specs) -> dict[str, Any]:
+    """Teacher batches, seconds, the scratch space of fits, and the epochs after which the cache has paid for itself.
+
+    fitted: results of the right shapes for every fit; read: the arrays of all that the fits read.
+    """
+    per_batch = seconds_per_batch(job, fitted)
+    in_epoch = -(-job.layout.samples["train"] // job.layout.batch)
+    sizes = {key: sum(spec.row_bytes for spec in arrays.values()) * job.layout.batch for key, arrays in read.items()}
+    asked, spooled, held = 0, 0, 0
+    for size, repeated, last in teacher_passes(job, known, sizes):
+        kept = pays(per_batch, size)
+        asked += not (repeated and kept)
+        spooled += size if repeated and kept else 0
+        held += size if kept and not (repeated or last) else 0
+    batches = array_batches(job, known) + asked * in_epoch
+    steps = {fit: in_epoch * len(fit.passes(job.layout.fit_views)) for fit in to_learn(job, known)}
+    fits = sum(count * step_seconds(job, fit) for fit, count in steps.items())
+    seconds = batches * per_batch + fits + in_epoch * spooled / BYTES_PER_SECOND
+    epoch = per_batch * in_epoch
+    return {
+        "teacher_batches": batches,
+        "fit_seconds": fits,
+        "fit_scratch_bytes": held * in_epoch,
+        "extract_seconds": seconds,
+        "live_teacher_seconds_per_epoch": epoch,
+        "break_even_epochs": round(seconds / epoch, 1),
+    }
+
+
+def all_fits(job: Extraction) -> list[Fit]:
+    """The fits of encoders and of methods, each once."""
+    fits = [*(target.fit for target in job.targets if target.fit is not None), *job.fits]
+    return list({fit.key: fit for fit in fits}.values())
+
+
+def to_learn(job: Extraction, known: Cache | None) -> list[Fit]:
+    """The fits that the cache does not hold."""
+    return [fit for fit in all_fits(job) if known is None or fit.key not in known.fits]
+
+
+def missing_blocks(job: Extraction, known: Cache | None, part: str, key: str, view: int) -> list[int]:
+    """The blocks of a view that an extract would write."""
+    return known.missing(part, key, view) if known else list(range(job.layout.blocks(part)))
+
+
+def array_batches(job: Extraction, known: Cache | None) -> int:
+    """The batches for which the teacher runs to fill the arrays."""
+    layout, count = job.layout, 0
+    for part, samples in layout.samples.items():
+        for view in range(job.views if part == "train" else 1):
+            blocks = {block for key in job.part_keys(part) for block in missing_blocks(job, known, part, key, view)}
+            size = layout.block_rows(part)
+            count += sum(-(-min(size, samples - block * size) // layout.batch) for block in blocks)
+    return count
+
+
+def teacher_passes(job: Extraction, known: Cache | None, sizes: Mapping[str, int]) -> list[tuple[int, bool, bool]]:
+    """(bytes of a batch, whether its view came before, whether it does not come again) of the passes without arrays.
+
+    Fits that an encoder needs come before the arrays; the others find the views there that are kept.
+    """
+    first = {target.fit.key for target in job.targets if target.fit is not None}
+    found = []
+    for early in (True, False):
+        fits = [fit for fit in to_learn(job, known) if (fit.key in first) == early]
+        wanted = [
+            (view, sum(sizes[target.key] for target in lacking))
+            for _, view, members in (passes(fits, job.layout.fit_views) if fits else [])
+            if (lacking := [t for t in _read_by(members) if early or not _kept(job, t, view)])
+        ]
+        views = [view for view, _ in wanted]
+        found += [
+            (size, view in views[:number], view not in views[number + 1 :])
+            for number, (view, size) in enumerate(wanted)
+        ]
+    return found
+
+
+def _read_by(fits: tuple[Fit, ...]) -> list[Target]:
+    return list(by_key([target for fit in fits for target in fit.reads]).values())
+
+
+def _kept(job: Extraction, target: Target, view: int) -> bool:
+    """Whether the cache will hold what a late fit reads in a view."""
+    return target.key in job.part_keys("train_clean" if view == CLEAN else "train") and view < job.views
+
+
+def seconds_per_batch(job: Extraction, fitted: Mapping[str, Fitted]) -> float:
+    """The teacher's time for one batch of the grid."""
+    teller = Teller(job.model, job.targets, fitted, job.layout.batch, job.precision)
+    images = _some_images(job)
+    return _fastest(lambda: teller.answer(images), images.device)
+
+
+def step_seconds(job: Extraction, fit: Fit) -> float:
+    """The time of one step of a fit on a batch of the grid."""
+    images = _some_images(job)
+    answer = Teller(job.model, fit.reads, {}, job.layout.batch, job.precision).answer(images)
+    shapes = {key: {name: tuple(rows.shape[1:]) for name, rows in arrays.items()} for key, arrays in answer.items()}
+    samples = job.layout.samples["train"]
+    facts = Facts(samples, job.layout.classes, job.labels["train"], job.layout.batch, 0, job.seed)
+    state = fit.begin(facts, shapes, job.layout.fit_views)
+    labels, positions = torch.from_numpy(job.labels["train"][: len(images)]), torch.arange(len(images))
+    batch = FitBatch(answer, labels, positions, 0, fit.passes(job.layout.fit_views)[0])
+    return _fastest(lambda: fit.step(state, batch), images.device)
+
+
+def _some_images(job: Extraction) -> torch.Tensor:
+    return job.train.view(np.arange(min(job.layout.batch, job.layout.samples["train"])), CLEAN)
+
+
+def _fastest(run: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(PROBES):
+        begun = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - begun)
+    return min(times)
