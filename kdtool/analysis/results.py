@@ -41,7 +41,7 @@ class Run:
     parameters: int
     last: float
     best: float
-    validation_best: float | None
+    selected: float | None
     seconds: dict[str, float]
     teacher_network: str
     teacher_sha256: str
@@ -191,7 +191,7 @@ def make_run(
     gaps: dict[tuple[str, str], float],
 ) -> Run:
     """A run from the plain values of its files."""
-    validation, cache, teacher = result["validation_accuracy"], result["cache"], result["teacher"]
+    selected, cache, teacher = result["test_accuracy"]["selected"], result["cache"], result["teacher"]
     return Run(
         folder=folder,
         command=str(result["command"]),
@@ -203,7 +203,7 @@ def make_run(
         parameters=int(result["parameters"]),
         last=finite(result["test_accuracy"]["last"]),
         best=finite(result["test_accuracy"]["best"]),
-        validation_best=None if validation is None else finite(validation["best"]),
+        selected=None if selected is None else finite(selected),
         seconds={str(part): float(value) for part, value in {"total": math.nan, **result["seconds"]}.items()},
         teacher_network=str(teacher["network"]),
         teacher_sha256=str(teacher["sha256"]),

@@ -179,9 +179,11 @@ def contents(
 ) -> tuple[tuple[Target, ...], tuple[Fit, ...], tuple[str, ...]]:
     """(targets, fits, keys that validation needs) of the plain extract and of every method for every student."""
     targets, fits = list(DEFAULT_TARGETS), list(DEFAULT_FITS)
-    if not config.methods:
-        targets += plain_targets(layout.tap_shapes, config.without)
     validated: list[str] = []
+    if not config.methods:
+        plain = plain_targets(layout.tap_shapes, config.without)
+        targets += plain
+        validated += [target.key for target in plain]  # one of its stages may select by them
     facts = Facts(layout.samples["train"], layout.classes, labels, layout.batch, 1, config.seed)
     for name in config.students:
         shapes = tap_shapes(create(name, record.classes), record.image_shape)

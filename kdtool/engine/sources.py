@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,10 @@ RESIDENT_BYTES = 2**31  # a view's slice up to this size is held on the device w
 
 
 class CachedTeacher:
-    """Reads targets from a cache: a view's slice is held on the device for its epoch, or read by rows if large."""
+    """Reads targets from a cache: a view's slice is held on the device for its epoch, or read by rows if large.
+
+    Only what somebody asks for is read: a stage that uses half of the targets costs no more than these.
+    """
 
     def __init__(
         self,
@@ -38,36 +41,43 @@ class CachedTeacher:
             for target in targets
         }
         self.resident = resident
-        self.held: dict[str, dict[str, torch.Tensor]] = {}
+        self.held: dict[tuple[str, str], torch.Tensor] = {}
         self.current: int | None = None
-
-    def _begin_view(self, view: int) -> None:
-        """Brings the view's slices to the device, those that fit."""
-        if view == self.current:
-            return
-        self.held = {
-            key: {
-                name: torch.from_numpy(array.read(view)).to(self.device)
-                for name, array in arrays.items()
-                if np.prod(array.shape[1:]) * array.dtype.itemsize <= self.resident
-            }
-            for key, arrays in self.arrays.items()
-        }
-        self.current = view
 
     def read(self, batch: Batch) -> Cached:
         """The rows of a batch, floating ones as float32."""
-        self._begin_view(batch.view)
-        return {
-            key: {name: widened(self._rows(key, name, batch)) for name in arrays} for key, arrays in self.arrays.items()
-        }
+        if batch.view != self.current:
+            self.held, self.current = {}, batch.view
+        return _Rows(self, batch)
 
-    def _rows(self, key: str, name: str, batch: Batch) -> torch.Tensor:
-        held = self.held[key].get(name)
-        if held is not None:
-            return held[batch.indices]
-        rows = self.arrays[key][name].rows(batch.view, batch.indices.cpu().numpy())
-        return torch.from_numpy(rows).to(self.device)
+    def rows(self, key: str, name: str, batch: Batch) -> torch.Tensor:
+        """The rows of one array, as they are stored."""
+        array = self.arrays[key][name]
+        if np.prod(array.shape[1:]) * array.dtype.itemsize > self.resident:
+            return torch.from_numpy(array.rows(batch.view, batch.indices.cpu().numpy())).to(self.device)
+        if (key, name) not in self.held:
+            self.held[key, name] = torch.from_numpy(array.read(batch.view)).to(self.device)
+        return self.held[key, name][batch.indices]
+
+
+class _Rows(Mapping[str, Mapping[str, torch.Tensor]]):
+    """target key -> array -> rows of a batch; a key is read when it is first asked for."""
+
+    def __init__(self, source: CachedTeacher, batch: Batch) -> None:
+        self._source, self._batch = source, batch
+        self._read: dict[str, dict[str, torch.Tensor]] = {}
+
+    def __getitem__(self, key: str) -> Mapping[str, torch.Tensor]:
+        if key not in self._read:
+            names = self._source.arrays[key]
+            self._read[key] = {name: widened(self._source.rows(key, name, self._batch)) for name in names}
+        return self._read[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.arrays)
+
+    def __len__(self) -> int:
+        return len(self._source.arrays)
 
 
 def widened(rows: torch.Tensor) -> torch.Tensor:

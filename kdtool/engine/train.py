@@ -84,8 +84,9 @@ def _run_stage(
 
 
 def _active(job: Job, stage: Stage) -> tuple[Bound, ...]:
-    """The method of the run, and in stages with a task term what `--with` adds."""
-    return job.bound if stage.task else job.bound[:1]
+    """The method of the run where the stage has terms of it, and in stages with a task term what `--with` adds."""
+    own = job.bound[:1] if stage.weights is None or stage.weights else ()
+    return (*own, *job.bound[1:]) if stage.task else own
 
 
 def step(

@@ -82,7 +82,7 @@ def _two_taps(layer: str) -> tuple[str, str]:
 
 def stage_taps(shapes: Shapes) -> tuple[str, ...]:
     """stage1, stage2, .. of a network."""
-    return tuple(f"stage{number}" for number in range(1, len(shapes)) if f"stage{number}" in shapes)
+    return tuple(f"stage{number}" for number in range(1, len(shapes) + 1) if f"stage{number}" in shapes)
 
 
 def every_stage(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:

@@ -28,9 +28,13 @@ class Method(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    inert: ClassVar[tuple[str, ...]] = ()  # adapter parameters that the mathematics leaves without gradient
     added: ClassVar[dict[str, str] | None] = None  # the options with which `--with` adds it to another; None: never
     combines: ClassVar[bool] = True  # whether `--with` may add to it
+
+    @property
+    def inert(self) -> tuple[str, ...]:
+        """Parameters of the adapters that the mathematics leaves without gradient; `x.bias` means `a.b.x.bias` too."""
+        return ()
 
     @abstractmethod
     def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
@@ -93,7 +97,7 @@ def parse(name: str, text: str, kind: Any) -> Any:
     kinds = [k for k in getattr(kind, "__args__", (kind,)) if k not in (type(None), Ellipsis)]
     kind, several = kinds[0], getattr(kind, "__origin__", None) is tuple
     if several:
-        return tuple(parse(name, part.strip(), kind) for part in text.split(","))
+        return tuple(parse(name, part.strip(), kind) for part in text.split(",")) if text else ()
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"option {name} is true or false, not {text!r}")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from kdtool.errors import UsageError, unknown
-from kdtool.models import resnet, resnet_four_stages, wide_resnet
+from kdtool.models import allcnn, densenet, resnet, resnet_four_stages, wide_resnet
 from kdtool.models.taps import TapReader, resolve, tap_shapes
 
 __all__ = ["MODELS", "TapReader", "create", "parameters", "resolve", "tap_shapes"]
@@ -14,6 +14,8 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     **resnet.NETWORKS,
     **resnet_four_stages.NETWORKS,
     **wide_resnet.NETWORKS,
+    **allcnn.NETWORKS,
+    **densenet.NETWORKS,
 }
 
 

@@ -118,9 +118,12 @@ def left_out(content: Content) -> str:
 def results(content: Content) -> str:
     """The headline and the table of all groups, the teacher first."""
     gaps = [f"transfer loss {layer_name(content, layer)}" for layer in content.layers]
-    accuracies = ["accuracy, last (%)", "accuracy, best (%)", "validation, best (%)"]
+    accuracies = ["accuracy, last (%)", "accuracy, best (%)", "accuracy, selected (%)"]
     columns = ["network", "parameters", "runs", *accuracies, *gaps, "time"]
-    notes = "Accuracy on the test images. last: after the last epoch; best: of all epochs, chosen on those very images."
+    notes = (
+        "Accuracy on the test images. last: after the last epoch; best: of all epochs, chosen on those very images; "
+        "selected: of the weights that were best on images held out of the training."
+    )
     if several_seeds(content.groups):
         notes = f"Mean ± standard deviation over runs that differ in the seed only. {notes}"
     return page.section(
@@ -147,7 +150,7 @@ def group_rows(content: Content) -> list[page.TableRow]:
     for group in content.groups:
         run = group.runs[0]
         last, best = group.values(lambda run: run.last), group.values(lambda run: run.best)
-        accuracies = [spread(values, ".2f") for values in (last, best, group.values(lambda run: run.validation_best))]
+        accuracies = [spread(values, ".2f") for values in (last, best, group.values(lambda run: run.selected))]
         gaps = [spread(losses(group, layer), "") for layer in content.layers]
         cells = [run.network, f"{run.parameters:,}", str(len(group.runs)), *accuracies, *gaps]
         rows.append(page.TableRow(content.title(group), [*cells, mean_seconds(group, "total")], content.swatch(group)))

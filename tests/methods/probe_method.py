@@ -143,7 +143,7 @@ class ProbeState(nn.Module):
 class Probe(Method):
     name: ClassVar[str] = "probe"
     paper: ClassVar[str] = "made up"
-    inert: ClassVar[tuple[str, ...]] = ("shift",)
+    inert = ("shift",)  # not a field, for it has no annotation
 
     atoms: int = 6
     negatives: int = 4

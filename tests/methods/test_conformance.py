@@ -159,12 +159,12 @@ class DeadParameter(Sound):
 
 @dataclass(frozen=True)
 class WronglyInert(Sound):
-    inert: ClassVar[tuple[str, ...]] = ("scale",)
+    inert = ("scale",)
 
 
 @dataclass(frozen=True)
 class InertWithoutParameter(Sound):
-    inert: ClassVar[tuple[str, ...]] = ("bias",)
+    inert = ("bias",)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ def test_the_last_norm_of_a_wide_network_is_not_behind_its_last_stage() -> None:
     assert prefixes("wrn_16_1", "stage1.preact") == ({"stem", "stage1"}, {"stage2"})
 
 
+def test_the_last_norm_of_a_densenet_is_not_behind_its_last_stage() -> None:
+    stages = {"stem", "stage1", "stage2", "stage3", "stage4"}
+    assert prefixes("densenet121", "stage4") == (stages, set())
+    assert prefixes("densenet121", "before_fc") == (stages | {"bn"}, set())
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_nothing_of_the_network_changes(training: bool) -> None:
     model = create("resnet8", 4).train(training)

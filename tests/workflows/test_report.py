@@ -62,7 +62,7 @@ def write_run(folder, command, network, method, options, seed, reached, gaps=Non
             "views": None if command == "teach" else 8,
             "parameters": 21_328_292 if command == "teach" else 11_220_132,
             "teacher": {"network": "resnet34", "sha256": TEACHER, "test_accuracy": 78.44},
-            "test_accuracy": {"last": curve[-1], "best": max(curve)},
+            "test_accuracy": {"last": curve[-1], "best": max(curve), "selected": None},
             "validation_accuracy": None,
             "seconds": {"total": seconds, "train": 0.8 * seconds, "data": 0.05 * seconds, "evaluate": 0.15 * seconds},
             "cache": None if command == "teach" else {"identity": CACHE, "bytes": 409_600_000 if method else 0},
@@ -177,7 +177,7 @@ def test_the_table_has_teacher_first_then_students_in_order_with_spread_over_see
 
 
 def test_best_on_validation_is_shown_where_it_was_measured(runs, tmp_path):
-    damage(runs / "resnet18-kd-seed0", ("result.json", {"validation_accuracy": {"last": 70.0, "best": 71.25}}))
+    damage(runs / "resnet18-kd-seed0", ("result.json", {"test_accuracy": {"last": 70.0, "best": 72.5, "selected": 71.25}}))
     rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
     assert (rows["kd"][5], rows["no teacher"][5]) == ("71.25", "")
 
@@ -263,8 +263,8 @@ DAMAGES = {
     "result torn": (("result.json", '{"command": "dist'), "result.json is damaged"),
     "result edited": (("result.json", '{"command": "distill", "checksum": "00"}'), "checksum does not fit"),
     "field of another type": (("result.json", {"seconds": 7}), "result.json is not as kdtool writes it"),
-    "field empty": (("result.json", {"test_accuracy": {"best": 1.0}}), "result.json lacks 'last'"),
-    "accuracy of no number": (("result.json", {"test_accuracy": {"last": None, "best": 1}}), "result.json is not"),
+    "field empty": (("result.json", {"test_accuracy": {"best": 1.0, "selected": None}}), "result.json lacks 'last'"),
+    "accuracy of no number": (("result.json", {"test_accuracy": {"last": None, "best": 1, "selected": None}}), "result.json is not"),
     "metrics gone": (("metrics.jsonl", None), "metrics.jsonl is missing"),
     "metrics torn": (("metrics.jsonl", '{"loss": 1, "train_accuracy": 2, "test_acc'), "metrics.jsonl is not"),
     "metrics of another kind": (("metrics.jsonl", '{"loss": 1}\n[]\n'), "metrics.jsonl lacks 'train_accuracy'"),

@@ -1,0 +1,118 @@
+"""FitNet: the student's middle map, through a regressor, imitates the teacher's (Romero et al. 2015, arXiv 1412.6550).
+
+By default as RepDistiller runs it: one stage, cross-entropy + 100 times the hint loss, on stage2 of both. Departures of
+that form from the paper, each with its way back:
+
+* one stage; the paper first trains the layers up to the hint on the hint loss alone and then the whole student on
+  labels and softened logits. `two_stage=true` has the first, and with `--with kd` also the second.
+* the hint loss is a mean over all elements, the paper's Eq. 3 half a sum; a learning rate or weight makes up for it.
+* the regressor has BatchNorm and ReLU (kdtool.methods.regressor); `plain=true` is the convolution alone, as in SRM's
+  comparison (Tran et al. 2021, arXiv 2103.17012), which sums over several layers.
+
+Left out: the paper's annealing of the weight of the softened logits, and its maxout networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
+from kdtool.methods.maps import MapPair, Paired, map_pairs, second_stage, whole_map
+from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.regressor import check_regressor, regressor
+from kdtool.methods.vectors import VALUES
+from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+
+if TYPE_CHECKING:
+    from kdtool.targets import Taps
+
+
+def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """The mean over all elements of (r - t)^2 (Eq. 3 of the paper, which halves and sums; the mean: RepDistiller).
+
+    student_map: r, the student's map after the regressor; teacher_map: t; both (B, C, H, W). No gradient reaches t.
+    """
+    need(
+        student_map.shape == teacher_map.shape,
+        f"the hint loss compares maps of equal shape, not {tuple(student_map.shape)} and {tuple(teacher_map.shape)}; "
+        "bring the student's there by a regressor",
+    )
+    return functional.mse_loss(student_map, teacher_map.detach())
+
+
+@dataclass(frozen=True)
+class FitNet(Method):
+    """Hints.
+
+    weight: of the hint loss beside the task. layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for
+    stage2. plain: the regressor without BatchNorm and ReLU. two_stage: a stage "hint" on the hint loss alone, then
+    "distill" without it; `--with kd` then gives the paper's second stage. init_epochs (none: 30 of 240) and
+    init_learning_rate belong to that first stage.
+    """
+
+    name: ClassVar[str] = "fitnet"
+    paper: ClassVar[str] = "Romero et al. 2015, arXiv 1412.6550"
+
+    weight: float = 100.0
+    layers: tuple[str, ...] = ()
+    plain: bool = False
+    two_stage: bool = False
+    init_epochs: int | None = None
+    init_learning_rate: float = LEARNING_RATE
+
+    def __post_init__(self) -> None:
+        check_init(self.name, self.init_epochs, self.init_learning_rate)
+        idle = self.init_epochs is None and self.init_learning_rate == LEARNING_RATE
+        need(self.two_stage or idle, "options fitnet.init_epochs and fitnet.init_learning_rate need two_stage=true")
+        need(
+            not self.two_stage or self.weight == type(self).weight,
+            "option fitnet.weight weighs hints against the task, which two_stage=true keeps apart; leave it out, or "
+            "change init_learning_rate",
+        )
+
+    @property
+    def inert(self) -> tuple[str, ...]:
+        """The regressors' biases, which BatchNorm takes out again."""
+        return () if self.plain else ("convolution.bias",)
+
+    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
+        pairs = map_pairs(self.name, self.layers, student, teacher, second_stage)
+        for pair in pairs:
+            check_regressor(self.name, pair)
+        return pairs
+
+    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
+        """The maps that are guided."""
+        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
+
+    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
+        """The hints, whole."""
+        taps = dict.fromkeys(pair.teacher for pair in self._pairs(student, teacher))
+        return tuple(whole_map(tap) for tap in taps)
+
+    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
+        """A regressor for each pair."""
+        pairs = self._pairs(student, teacher)
+        return Paired(pairs, lambda pair: regressor(pair, norm=not self.plain, relu=not self.plain))
+
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
+        """One, or the hints and then a training without them."""
+        if not self.two_stage:
+            return (Stage(weights={"fitnet": Weight(self.weight)}),)
+        taps = self.student_taps(student, teacher)
+        hint = init_stage("hint", "fitnet", 1.0, taps, facts, self.init_epochs, self.init_learning_rate)
+        return hint, Stage(weights={})
+
+    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
+        """`fitnet`."""
+        paired = cast(Paired, adapters)
+        losses = [
+            hint_loss(paired.of(pair)(student[pair.student]), cached[whole_map(pair.teacher).key][VALUES])
+            for pair in paired.pairs
+        ]
+        return {"fitnet": torch.stack(losses).sum()}
