@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdtool.cli import options as o
-from kdtool.cli.console import Shown, in_units, print_json, print_line, print_table
+from kdtool.cli.console import Shown, folded, in_units, print_json, print_line, print_table
 from kdtool.errors import DamageError
 
 app = typer.Typer(no_args_is_help=True, help="Look into a cache and check it.", rich_markup_mode=None)
@@ -33,10 +33,10 @@ def show_info(cache: Place = None, folder: o.Folder = Path(), json: o.Json = Fal
     print_line(f"data {data['name']} {data['digest'][:12]}: {', '.join(f'{p} {n:,}' for p, n in samples.items())}")
     rows = [
         (
-            key,
+            folded(key),
             part,
             held["views"],
-            ", ".join(sorted({a["dtype"] for a in about["arrays"].values()})),
+            "\n".join(sorted({a["dtype"] for a in about["arrays"].values()})),
             in_units(held["bytes"]),
         )
         for key, about in found["keys"].items()
@@ -44,7 +44,7 @@ def show_info(cache: Place = None, folder: o.Folder = Path(), json: o.Json = Fal
     ]
     print_table("", ("key", "part", "views", "dtype", "size"), rows)
     if found["fits"]:
-        print_line(f"fits: {', '.join(found['fits'])}")
+        print_line("fits: " + "\n      ".join(found["fits"]))
     print_line(f"in all {in_units(found['bytes'])}" + ("; an extract is unfinished" if found["unfinished"] else ""))
 
 

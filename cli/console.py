@@ -99,6 +99,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     Console(highlight=False, markup=False).print(table)
 
 
+def folded(name: str, width: int = 24) -> str:
+    """A long name of parts with dots between them, in lines of at most so many columns, broken behind a dot."""
+    lines = [""]
+    for part in name.replace(".", ".\n").split("\n"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def print_line(text: str) -> None:
     """One line on stdout."""
     sys.stdout.write(text + "\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kdtool.cli import extract as e
 from kdtool.cli import options as o
-from kdtool.cli.console import in_units, print_json, print_line, print_table
+from kdtool.cli.console import folded, in_units, print_json, print_line, print_table
 
 
 def plan(
@@ -65,9 +65,9 @@ def plan(
         return
     rows = [
         (
-            r["key"],
+            folded(r["key"]),
             r["part"],
-            r["dtype"],
+            r["dtype"].replace(", ", "\n"),
             "" if r["views"] is None else r["bytes_per_image"],
             "" if r["views"] is None else f"{r['views_held']}/{r['views']}",
             in_units(r["bytes"]),

@@ -130,10 +130,13 @@ def passes(fits: Sequence[Fit], fit_views: int) -> list[Pass]:
 def _tell_remarks(
     fits: Sequence[Fit], states: Mapping[str, State], turn: int, fit_views: int, progress: Progress
 ) -> None:
+    """After the passes 1, 2, 4, 8, .. and the last, so that a long fit does not fill the terminal."""
     for fit in fits:
-        remark = fit.remark(states[fit.key])
-        if remark:
-            progress.note(f"{fit.key}, pass {turn + 1}/{len(fit.passes(fit_views))}: {remark}")
+        count, passed = len(fit.passes(fit_views)), turn + 1
+        if passed == count or passed & turn == 0:
+            remark = fit.remark(states[fit.key])
+            if remark:
+                progress.note(f"{fit.key}, pass {passed}/{count}: {remark}")
 
 
 def _save(writer: CacheWriter, fits: Sequence[Fit], states: Mapping[str, State], done: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,22 +30,23 @@ def costs(job: Extraction, known: Cache | None, fitted: Mapping[str, Fitted], re
 
     fitted: results of the right shapes for every fit; read: the arrays of all that the fits read.
     """
-    per_batch = seconds_per_batch(job, fitted)
+    per_batch = seconds_per_batch(job, job.targets, fitted)
     in_epoch = -(-job.layout.samples["train"] // job.layout.batch)
     sizes = {key: sum(spec.row_bytes for spec in arrays.values()) * job.layout.batch for key, arrays in read.items()}
+    first = seconds_per_batch(job, _read_by(all_fits(job)), {})
     asked, spooled, held = 0, 0, 0
     for size, repeated, last in teacher_passes(job, known, sizes):
-        kept = pays(per_batch, size)
+        kept = pays(first, size)
         asked += not (repeated and kept)
         spooled += size if repeated and kept else 0
         held += size if kept and not (repeated or last) else 0
-    batches = array_batches(job, known) + asked * in_epoch
+    batches = array_batches(job, known)
     steps = {fit: in_epoch * len(fit.passes(job.layout.fit_views)) for fit in to_learn(job, known)}
     fits = sum(count * step_seconds(job, fit) for fit, count in steps.items())
-    seconds = batches * per_batch + fits + in_epoch * spooled / BYTES_PER_SECOND
+    seconds = batches * per_batch + asked * in_epoch * first + fits + in_epoch * spooled / BYTES_PER_SECOND
     epoch = per_batch * in_epoch
     return {
-        "teacher_batches": batches,
+        "teacher_batches": batches + asked * in_epoch,
         "fit_seconds": fits,
         "fit_scratch_bytes": held * in_epoch,
         "extract_seconds": seconds,
@@ -103,7 +104,7 @@ def teacher_passes(job: Extraction, known: Cache | None, sizes: Mapping[str, int
     return found
 
 
-def _read_by(fits: tuple[Fit, ...]) -> list[Target]:
+def _read_by(fits: Sequence[Fit]) -> list[Target]:
     return list(by_key([target for fit in fits for target in fit.reads]).values())
 
 
@@ -112,9 +113,9 @@ def _kept(job: Extraction, target: Target, view: int) -> bool:
     return target.key in job.part_keys("train_clean" if view == CLEAN else "train") and view < job.views
 
 
-def seconds_per_batch(job: Extraction, fitted: Mapping[str, Fitted]) -> float:
-    """The teacher's time for one batch of the grid."""
-    teller = Teller(job.model, job.targets, fitted, job.layout.batch, job.precision)
+def seconds_per_batch(job: Extraction, targets: Sequence[Target], fitted: Mapping[str, Fitted]) -> float:
+    """The time that the teacher takes to answer some targets for one batch of the grid."""
+    teller = Teller(job.model, tuple(targets), fitted, job.layout.batch, job.precision)
     images = _some_images(job)
     return _fastest(lambda: teller.answer(images), images.device)
 

@@ -51,7 +51,7 @@ def quickstart(folder: Path, sizes: Quickstart, progress: Progress, stop: StopRe
     teach(Workspace.open(folder), config, progress, stop)
     workspace = Workspace.open(folder)
     progress.note(f"2/5 extract: {sizes.views} views of every image, once")
-    extract(workspace.cache, prepare(workspace, ExtractConfig(seed=sizes.seed)), progress, stop)
+    extract(workspace.cache, prepare(workspace, ExtractConfig(without=("srm",), seed=sizes.seed)), progress, stop)
     runs = []
     for number, methods in enumerate(students()):
         student = DistillConfig(sizes.student, methods, replace(plan, epochs=sizes.epochs), seed=sizes.seed)

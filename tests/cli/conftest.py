@@ -17,7 +17,7 @@ from kdtool.cli.main import run
 
 IMAGES, TESTS = 40, 20
 TEACH = "teach --data cifar10 --network resnet8 --student resnet8 --epochs 2 --batch 16 --precision float32 --quiet"
-EXTRACT = "extract --views 3 --batch 16 --block 16 --dtype float32"
+EXTRACT = "extract --no-srm --views 3 --batch 16 --block 16 --dtype float32"
 DISTILL = "distill --method kda --layer before_fc --epochs 3 --batch 16 --precision float32"
 
 

@@ -19,7 +19,7 @@ from kdtool.cli.main import run
 Typed = Callable[..., Any]
 
 TEACH = "teach --data cifar10 --network resnet8 --student resnet8 --epochs 2 --batch 16 --precision float32 --quiet"
-EXTRACT = "extract --views 3 --batch 16 --block 16 --dtype float32 --quiet"
+EXTRACT = "extract --no-srm --views 3 --batch 16 --block 16 --dtype float32 --quiet"
 DISTILL = "distill --method kda --layer before_fc --epochs 3 --batch 16 --precision float32 --quiet"
 
 
@@ -66,7 +66,7 @@ def test_the_command_leads_to_another_cache_and_its_identity(
     )
     cache = tmp_path / "a cache" / "narrow"
     common = ["--data-folder", data, "--folder", work, "--cache", cache]
-    words = "--few-shot 2 --validation 10 --seed 9 --views 2 --batch 16 --precision bfloat16 --quiet"
+    words = "--no-srm --few-shot 2 --validation 10 --seed 9 --views 2 --batch 16 --precision bfloat16 --quiet"
     (tmp_path / "a cache").mkdir()
     assert typed(f"extract {words}", *common).code == 0
     line = "distill --method kda --layer stage3 --epochs 2 --batch 16 --quiet"

@@ -39,7 +39,10 @@ def test_the_literal_lines_run_as_typed(
         assert out
         assert "Traceback" not in err
     assert (folder / "runs/resnet8-kda-before_fc-seed0/gram-gap.json").exists()
-    assert info(folder / "cache.zarr")["keys"]["before_fc"]["parts"]["train"]["views"] == 8
+    keys = info(folder / "cache.zarr")["keys"]
+    labels = [f"stage{number}.srm.sigmoid.mu2.lambda0.02.passes10" for number in (1, 2, 3)]
+    assert sorted(keys) == sorted(["logits", "before_fc", *labels])
+    assert all(about["parts"]["train"]["views"] == 8 for about in keys.values())
 
 
 def test_distill_needs_nothing_of_the_teacher(work: Path, typed: Typed) -> None:
