@@ -4,18 +4,23 @@ from collections.abc import Sequence
 
 from kdtool.errors import unknown
 from kdtool.methods.ab import AB
+from kdtool.methods.cc import CC
 from kdtool.methods.fitnet import FitNet
 from kdtool.methods.fsp import FSP
 from kdtool.methods.kd import KD
 from kdtool.methods.kda import KDA
 from kdtool.methods.own import load_method
+from kdtool.methods.pkt import PKT
 from kdtool.methods.protocol import Method, need
+from kdtool.methods.rkd import RKD
 from kdtool.methods.srm import SRM
 from kdtool.methods.vectors import ClassCentres, vector
 from kdtool.methods.vid import VID
 from kdtool.targets import Fit, Shapes, Target, by_key
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (KD, KDA, SRM, FitNet, VID, AB, FSP)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (KD, KDA, SRM, FitNet, CC, VID, RKD, PKT, AB, FSP)
+}
 
 # What every `kdtool extract` stores, whatever methods will be used.
 DEFAULT_TARGETS: tuple[Target, ...] = (vector("after_fc"), vector("before_fc"))

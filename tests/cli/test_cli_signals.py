@@ -17,7 +17,7 @@ Typed = Callable[..., Any]
 Started = Callable[..., subprocess.Popen[str]]
 
 DISTILL = "distill --method kda --layer before_fc --epochs 15 --batch 8 --precision float32 --run long"
-EXTRACT = "extract --no-srm --views 12 --batch 16 --block 16 --for kda --set landmarks=kmeans --cache "
+EXTRACT = "extract --views 12 --batch 16 --block 16 --for kda --set landmarks=kmeans --cache "
 
 
 def digest(folder: Path) -> object:

@@ -19,7 +19,7 @@ from kdtool.workflows.testing import check_compact, check_fit, check_keys, check
 from kdtool.workflows.trial import PAIRS
 
 # Methods whose loss depends on the order of the batch, or draws for each sample.
-ORDERED: set[str] = set()
+ORDERED = {"cc", "crd"}
 
 KDA_OPTIONS = [
     {"landmarks": "kmeans"},
