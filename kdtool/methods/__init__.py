@@ -18,9 +18,7 @@ from kdtool.methods.vectors import ClassCentres, vector
 from kdtool.methods.vid import VID
 from kdtool.targets import Fit, Shapes, Target, by_key
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (KD, KDA, SRM, FitNet, CC, VID, RKD, PKT, AB, FSP)
-}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (KD, KDA, SRM, FitNet, CC, VID, RKD, PKT, AB, FSP)}
 
 # What every `kdtool extract` stores, whatever methods will be used.
 DEFAULT_TARGETS: tuple[Target, ...] = (vector("after_fc"), vector("before_fc"))

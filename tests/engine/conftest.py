@@ -15,6 +15,8 @@ from kdtool.engine.optim import Recipe, recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import Workspace
+from kdtool.methods import METHODS, method
+from kdtool.methods.protocol import Method
 from kdtool.progress import Silent, StopRequest
 
 PLAN = replace(recipe("kda"), epochs=3, batch=32, learning_rate=0.05)
@@ -67,14 +69,41 @@ def extracted(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def work(extracted: Path, tmp_path: Path) -> Callable[[], Workspace]:
-    """Gives fresh copies of the extracted workspace."""
+@pytest.fixture(scope="session")
+def small() -> Callable[[str], Method]:
+    """A method by name, its fits and banks made small."""
+    options = {"srm": {"passes": "2"}, "ft": {"passes": "2"}, "crd": {"negatives": "20"}}
+    return lambda name: method(name).with_options(options.get(name, {}))
+
+
+@pytest.fixture(scope="session")
+def complete(taught: Path, tmp_path_factory: pytest.TempPathFactory, small: Callable[[str], Method]) -> Path:
+    """A workspace whose cache holds what every method needs."""
+    folder = tmp_path_factory.mktemp("complete") / "work"
+    shutil.copytree(taught, folder)
+    run_extract(folder, methods=tuple(map(small, METHODS)), students=("resnet8",), dtypes={"": "float32"}, fit_views=2)
+    return folder
+
+
+def copies(source: Path, place: Path) -> Callable[[], Workspace]:
+    """Gives fresh copies of a workspace."""
     count = iter(range(1000))
 
     def copy() -> Workspace:
-        folder = tmp_path / str(next(count))
-        shutil.copytree(extracted, folder)
+        folder = place / str(next(count))
+        shutil.copytree(source, folder)
         return Workspace.open(folder)
 
     return copy
+
+
+@pytest.fixture
+def work(extracted: Path, tmp_path: Path) -> Callable[[], Workspace]:
+    """Gives fresh copies of the extracted workspace."""
+    return copies(extracted, tmp_path)
+
+
+@pytest.fixture
+def whole(complete: Path, tmp_path: Path) -> Callable[[], Workspace]:
+    """Gives fresh copies of the workspace with everything."""
+    return copies(complete, tmp_path)

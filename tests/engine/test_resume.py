@@ -15,7 +15,7 @@ from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import Workspace
 from kdtool.errors import Stopped
-from kdtool.methods import method
+from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
 from kdtool.progress import Silent, StopRequest
 
@@ -73,14 +73,29 @@ def test_distill(work: Callable[[], Workspace], plan: Recipe | None, methods: tu
 
     chosen = plan or replace(named("kda"), epochs=3, batch=32, learning_rate=0.05)
     config = DistillConfig("resnet8", methods, chosen, name="run", precision="float32", seed=3)
+    stops = same_bits(work, config, every)
+    assert stops >= 8 // every
+
+
+def same_bits(work: Callable[[], Workspace], config: DistillConfig, every: int) -> int:
+    """Distils undisturbed and stopped after `every` steps, and compares; gives the number of stops."""
     undisturbed, stopped = work(), work()
     wanted = distill(undisturbed, config, Silent(), StopRequest())
     stops = often_stopped(lambda stop: distill(stopped, config, Silent(), stop), every)
-    assert stops >= 8 // every
     found = files.read_json(stopped.runs / "run" / "result.json", "")
     assert found["weights_sha256"] == wanted["weights_sha256"]
     assert rows(stopped.runs / "run") == rows(undisturbed.runs / "run")
     assert not list((stopped.runs / "run").glob("state*"))
+    return stops
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(whole: Callable[[], Workspace], small: Callable[[str], Method], name: str) -> None:
+    """All stages, with heads, memory banks, landmarks and generators; together with KD where that can be."""
+    item = small(name)
+    methods = (item, method("kd")) if item.combines else (item,)
+    chosen = replace(recipe("kda"), epochs=2, batch=32, learning_rate=0.05)
+    assert same_bits(whole, DistillConfig("resnet8", methods, chosen, name="run", precision="float32", seed=3), 2) >= 2
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -17,7 +17,7 @@ from kdtool.engine.runs import RunFolder
 from kdtool.engine.sources import CachedTeacher, LiveTeacher, Teller, as_tensors
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Workspace, read_record, read_teacher
-from kdtool.methods import method
+from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
 from kdtool.models import create, tap_shapes
 from kdtool.progress import Silent, StopRequest
@@ -83,6 +83,23 @@ def test_float32_cache_trains_to_the_bits_of_the_live_teacher(
     workspace = work()
     cached = weights(make_job(workspace, methods, plan), tmp_path / "cached")
     alive = weights(live(workspace, make_job(workspace, methods, plan)), tmp_path / "live")
+    assert cached.keys() == alive.keys()
+    odd = [name for name in cached if not torch.equal(cached[name], alive[name])]
+    assert odd == []
+
+
+@pytest.mark.parametrize("added", ["", "kd"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_to_the_bits_of_the_live_teacher(
+    name: str, added: str, complete: Path, small: Callable[[str], Method], plan: Recipe, tmp_path: Path
+) -> None:
+    """All stages; student and adapters, heads and memory banks included."""
+    methods = (small(name), *([method("kd").with_options({"weight": "1"})] if added else []))
+    if added and not methods[0].combines:
+        return
+    workspace, short = Workspace.open(complete), replace(plan, epochs=2)
+    cached = weights(make_job(workspace, methods, short), tmp_path / "cached")
+    alive = weights(live(workspace, make_job(workspace, methods, short)), tmp_path / "live")
     assert cached.keys() == alive.keys()
     odd = [name for name in cached if not torch.equal(cached[name], alive[name])]
     assert odd == []

@@ -468,7 +468,7 @@ def test_a_cache_without_validation_targets_is_refused_with_the_command(taught: 
 
     shutil.copytree(taught, tmp_path / "work")
     workspace = run_extract(tmp_path / "work", TakesTheLast())
-    with pytest.raises(DamageError, match=r"of the validation part.*kdtool extract .*--for \S+:Probe --student resnet8"):
+    with pytest.raises(DamageError, match=r"of the validation part.*kdtool extract .*--for \S+:Probe --student res"):
         distill(workspace, config_of(probe), Silent(), StopRequest())
     assert not (workspace.runs / "run").exists()
     before = open_cache(workspace.cache).manifest.files

@@ -177,7 +177,8 @@ def test_the_table_has_teacher_first_then_students_in_order_with_spread_over_see
 
 
 def test_best_on_validation_is_shown_where_it_was_measured(runs, tmp_path):
-    damage(runs / "resnet18-kd-seed0", ("result.json", {"test_accuracy": {"last": 70.0, "best": 72.5, "selected": 71.25}}))
+    found = {"last": 70.0, "best": 72.5, "selected": 71.25}
+    damage(runs / "resnet18-kd-seed0", ("result.json", {"test_accuracy": found}))
     rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
     assert (rows["kd"][5], rows["no teacher"][5]) == ("71.25", "")
 
@@ -258,13 +259,14 @@ def damage(run, how):
         path.write_text(how[1])
 
 
+NO_NUMBER = {"last": None, "best": 1, "selected": None}
 DAMAGES = {
     "result gone": (("result.json", None), "it has no result.json"),
     "result torn": (("result.json", '{"command": "dist'), "result.json is damaged"),
     "result edited": (("result.json", '{"command": "distill", "checksum": "00"}'), "checksum does not fit"),
     "field of another type": (("result.json", {"seconds": 7}), "result.json is not as kdtool writes it"),
     "field empty": (("result.json", {"test_accuracy": {"best": 1.0, "selected": None}}), "result.json lacks 'last'"),
-    "accuracy of no number": (("result.json", {"test_accuracy": {"last": None, "best": 1, "selected": None}}), "result.json is not"),
+    "accuracy of no number": (("result.json", {"test_accuracy": NO_NUMBER}), "result.json is not"),
     "metrics gone": (("metrics.jsonl", None), "metrics.jsonl is missing"),
     "metrics torn": (("metrics.jsonl", '{"loss": 1, "train_accuracy": 2, "test_acc'), "metrics.jsonl is not"),
     "metrics of another kind": (("metrics.jsonl", '{"loss": 1}\n[]\n'), "metrics.jsonl lacks 'train_accuracy'"),
