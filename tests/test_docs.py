@@ -48,18 +48,18 @@ def tiny_cifar100(folder: Path) -> None:
     (folder / "cifar-100-binary" / "fine_label_names.txt").write_text(names + "\n")
 
 
-def test_there_are_two_blocks() -> None:
-    assert len(blocks()) == 2
+def test_there_are_three_blocks() -> None:
+    assert len(blocks()) == 3
     assert all(line.startswith("kdtool ") for block in blocks() for line in block)
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["digits", "cifar100"])
-def test_readme(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("numbers", [(0,), (1, 2)], ids=["digits", "cifar100"])
+def test_readme(numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     tiny_cifar100(tmp_path / "data")
-    for command in blocks()[number]:
+    for command in (line for number in numbers for line in blocks()[number]):
         assert run(smaller(command)[1:]) == 0, command
 
 

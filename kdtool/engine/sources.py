@@ -107,9 +107,10 @@ class Teller:
             _, outputs = reader(images)
         outputs = {name: value.float() for name, value in outputs.items()}
         answers = {}
-        for target in self.targets:
-            fitted = self.fitted[target.fit.key] if target.fit else {}
-            answers[target.key] = {name: rows[:count] for name, rows in target.encode(outputs, fitted).items()}
+        with exact():
+            for target in self.targets:
+                fitted = self.fitted[target.fit.key] if target.fit else {}
+                answers[target.key] = {name: rows[:count] for name, rows in target.encode(outputs, fitted).items()}
         return answers
 
 

@@ -4,21 +4,32 @@ from collections.abc import Sequence
 
 from kdtool.errors import unknown
 from kdtool.methods.ab import AB
+from kdtool.methods.at import AT
 from kdtool.methods.cc import CC
+from kdtool.methods.crd import CRD
 from kdtool.methods.fitnet import FitNet
 from kdtool.methods.fsp import FSP
+from kdtool.methods.ft import FT
+from kdtool.methods.icd import ICD
 from kdtool.methods.kd import KD
 from kdtool.methods.kda import KDA
+from kdtool.methods.logits import Logits
+from kdtool.methods.nst import NST
 from kdtool.methods.own import load_method
 from kdtool.methods.pkt import PKT
 from kdtool.methods.protocol import Method, need
 from kdtool.methods.rkd import RKD
+from kdtool.methods.sp import SP
 from kdtool.methods.srm import SRM
 from kdtool.methods.vectors import ClassCentres, vector
 from kdtool.methods.vid import VID
 from kdtool.targets import Fit, Shapes, Target, by_key
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (KD, KDA, SRM, FitNet, CC, VID, RKD, PKT, AB, FSP)}
+KINDS: tuple[type[Method], ...] = (
+    *(KD, Logits, KDA, SRM, ICD),
+    *(FitNet, AT, SP, CC, VID, RKD, PKT, AB, FT, FSP, NST, CRD),
+)
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in KINDS}
 
 # What every `kdtool extract` stores, whatever methods will be used.
 DEFAULT_TARGETS: tuple[Target, ...] = (vector("after_fc"), vector("before_fc"))

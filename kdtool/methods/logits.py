@@ -1,0 +1,60 @@
+"""Regression of the teacher's logits (Ba & Caruana 2014, "Do Deep Nets Really Need to be Deep?", arXiv 1312.6184).
+
+The student learns the teacher's values before the softmax, and nothing of the labels (Eq. 1). It is also what two other
+methods come to at their ends: KD for a high temperature, for logits whose mean is 0 (Hinton et al. 2015, section 2.1),
+and the transfer of the kernel matrix with one-hot landmarks, ||Z_S I - Z_T I||_F^2 (Qian et al. 2022, arXiv
+2009.14416). Left out: the paper's normalisation of the logits over the training images, and its bottleneck layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from kdtool.methods.protocol import Method, need
+from kdtool.methods.vectors import VALUES, vector
+from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+
+if TYPE_CHECKING:
+    from kdtool.targets import Taps
+
+
+def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """(1 / 2B) sum_i ||z_S - z_T||^2 (Eq. 1).
+
+    student_logits, teacher_logits: (B, L). No gradient reaches the teacher's logits.
+    """
+    difference = student_logits - teacher_logits.detach()
+    return 0.5 * difference.square().sum(1).mean()
+
+
+@dataclass(frozen=True)
+class Logits(Method):
+    """Plain logits. As in the paper without cross-entropy; `task` gives that a weight."""
+
+    name: ClassVar[str] = "logits"
+    paper: ClassVar[str] = "Ba & Caruana 2014, arXiv 1312.6184"
+
+    weight: float = 1.0
+    task: float = 0.0
+
+    def __post_init__(self) -> None:
+        need(self.task >= 0, f"option logits.task is not negative, as {self.task}")
+
+    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
+        """Logits."""
+        return ("after_fc",)
+
+    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
+        """Logits."""
+        return (vector("after_fc"),)
+
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
+        """One."""
+        return (Stage(weights={"logits": Weight(self.weight)}, task=self.task),)
+
+    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
+        """`logits`."""
+        return {"logits": logit_loss(student["after_fc"], cached["logits"][VALUES])}
