@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
-from kdtool.methods.maps import MapPair, Paired, every_stage, map_pairs
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.maps import MapMethod, MapPair, Paired, every_stage
+from kdtool.methods.protocol import need
 from kdtool.methods.regressor import check_regressor, regressor
 from kdtool.targets import Batch, Cached, Facts, Shape, Shapes, Stage, Target
 
@@ -108,7 +108,7 @@ def every_preact(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class AB(Method):
+class AB(MapMethod):
     """Activation boundaries.
 
     weight: of the loss in the stage "init". layers: pairs of taps ahead of a ReLU, STUDENT:TEACHER, from the lowest
@@ -118,8 +118,6 @@ class AB(Method):
     name: ClassVar[str] = "ab"
     paper: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
 
-    weight: float = 1.0
-    layers: tuple[str, ...] = ()
     init_epochs: int | None = None
     init_learning_rate: float = LEARNING_RATE
 
@@ -131,8 +129,13 @@ class AB(Method):
         """The connectors' biases, which BatchNorm takes out again."""
         return ("convolution.bias",)
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        pairs = map_pairs(self.name, self.layers, student, teacher, every_preact)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """All stages, ahead of their last ReLU."""
+        return every_preact(student, teacher)
+
+    def pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
+        """Maps ahead of a ReLU, of sizes that there is a connector for."""
+        pairs = super().pairs(student, teacher)
         for pair in pairs:
             for tap, shapes in ((pair.student, student), (pair.teacher, teacher)):
                 before = f"{tap}{PREACT}"
@@ -140,17 +143,13 @@ class AB(Method):
             check_regressor(self.name, pair)
         return pairs
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The maps ahead of their ReLU."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
-
     def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
         """Signs."""
-        return tuple(signs(tap) for tap in dict.fromkeys(pair.teacher for pair in self._pairs(student, teacher)))
+        return tuple(signs(tap) for tap in dict.fromkeys(pair.teacher for pair in self.pairs(student, teacher)))
 
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """A connector for each pair."""
-        return Paired(self._pairs(student, teacher), connector)
+    def module(self, pair: MapPair) -> nn.Module:
+        """The connector."""
+        return connector(pair)
 
     def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """The boundaries, then a training without them.

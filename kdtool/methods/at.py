@@ -15,20 +15,21 @@ to run backward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from kdtool.methods.maps import MapPair, Paired, Size, every_stage, map_pairs, pooled_to, same_size, size_suffix
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, Size, every_stage, pooled_to, same_size, size_suffix
+from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.targets import Shapes, Target
 
 if TYPE_CHECKING:
-    from kdtool.targets import Fitted, Taps
+    from kdtool.targets import Arrays, Fitted, Taps
 
 
 def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -62,14 +63,8 @@ class Attention:
         return {VALUES: attention(pooled_to(taps[self.tap], self.size))}
 
 
-def attention_target(pair: MapPair) -> Target:
-    """Key `stageN.attention`, or `stageN.attention.8x8` where the teacher's map is the larger one."""
-    size = pair.teacher_size
-    return Target(f"{pair.teacher}.attention{size_suffix(size)}", (pair.teacher,), Attention(pair.teacher, size))
-
-
 @dataclass(frozen=True)
-class AT(Method):
+class AT(PairwiseMethod):
     """Attention transfer.
 
     layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for all stages.
@@ -79,31 +74,16 @@ class AT(Method):
     paper: ClassVar[str] = "Zagoruyko & Komodakis 2017, arXiv 1612.03928"
 
     weight: float = 1000.0
-    layers: tuple[str, ...] = ()
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        return map_pairs(self.name, self.layers, student, teacher, every_stage)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """All stages."""
+        return every_stage(student, teacher)
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The maps of the pairs."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
+    def target(self, pair: MapPair) -> Target:
+        """Key `stageN.attention`, or `stageN.attention.8x8` where the teacher's map is the larger one."""
+        size = pair.teacher_size
+        return Target(f"{pair.teacher}.attention{size_suffix(size)}", (pair.teacher,), Attention(pair.teacher, size))
 
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The attention of the teacher's maps."""
-        return tuple(dict.fromkeys(attention_target(pair) for pair in self._pairs(student, teacher)))
-
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """The pairs; nothing is learned."""
-        return Paired(self._pairs(student, teacher))
-
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"at": Weight(self.weight)}),)
-
-    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
-        """`at`."""
-        losses = []
-        for pair in cast(Paired, adapters).pairs:
-            ours = attention(pooled_to(student[pair.student], pair.size))
-            losses.append(functional.mse_loss(ours, cached[attention_target(pair).key][VALUES]))
-        return {"at": torch.stack(losses).sum()}
+    def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:
+        """`attention_loss`, the teacher's attention being there."""
+        return functional.mse_loss(attention(pooled_to(student_map, pair.size)), stored[VALUES])

@@ -14,22 +14,22 @@ Left out: the paper's annealing of the weight of the softened logits, and its ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
-from kdtool.methods.maps import MapPair, Paired, map_pairs, second_stage, whole_map
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, second_stage, whole_map
+from kdtool.methods.protocol import need
 from kdtool.methods.regressor import check_regressor, regressor
 from kdtool.methods.vectors import VALUES
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.targets import Facts, Shapes, Stage, Target
 
 if TYPE_CHECKING:
-    from kdtool.targets import Taps
+    from kdtool.targets import Arrays
 
 
 def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FitNet(Method):
+class FitNet(PairwiseMethod):
     """Hints.
 
     weight: of the hint loss beside the task. layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for
@@ -59,7 +59,6 @@ class FitNet(Method):
     paper: ClassVar[str] = "Romero et al. 2015, arXiv 1412.6550"
 
     weight: float = 100.0
-    layers: tuple[str, ...] = ()
     plain: bool = False
     two_stage: bool = False
     init_epochs: int | None = None
@@ -80,39 +79,33 @@ class FitNet(Method):
         """The regressors' biases, which BatchNorm takes out again."""
         return () if self.plain else ("convolution.bias",)
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        pairs = map_pairs(self.name, self.layers, student, teacher, second_stage)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """stage2."""
+        return second_stage(student, teacher)
+
+    def pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
+        """The hints, of sizes that there is a regressor for."""
+        pairs = super().pairs(student, teacher)
         for pair in pairs:
             check_regressor(self.name, pair)
         return pairs
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The maps that are guided."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
+    def target(self, pair: MapPair) -> Target:
+        """The hint, whole."""
+        return whole_map(pair.teacher)
 
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The hints, whole."""
-        taps = dict.fromkeys(pair.teacher for pair in self._pairs(student, teacher))
-        return tuple(whole_map(tap) for tap in taps)
-
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """A regressor for each pair."""
-        pairs = self._pairs(student, teacher)
-        return Paired(pairs, lambda pair: regressor(pair, norm=not self.plain, relu=not self.plain))
+    def module(self, pair: MapPair) -> nn.Module:
+        """The regressor."""
+        return regressor(pair, norm=not self.plain, relu=not self.plain)
 
     def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """One, or the hints and then a training without them."""
         if not self.two_stage:
-            return (Stage(weights={"fitnet": Weight(self.weight)}),)
+            return super().stages(student, teacher, facts)
         taps = self.student_taps(student, teacher)
         hint = init_stage("hint", "fitnet", 1.0, taps, facts, self.init_epochs, self.init_learning_rate)
         return hint, Stage(weights={})
 
-    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
-        """`fitnet`."""
-        paired = cast(Paired, adapters)
-        losses = [
-            hint_loss(paired.of(pair)(student[pair.student]), cached[whole_map(pair.teacher).key][VALUES])
-            for pair in paired.pairs
-        ]
-        return {"fitnet": torch.stack(losses).sum()}
+    def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:
+        """`hint_loss` behind the regressor."""
+        return hint_loss(adapters.of(pair)(student_map), stored[VALUES])

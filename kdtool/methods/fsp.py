@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
-from kdtool.methods.maps import MapPair, Paired, every_stage, map_pairs, same_size
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.maps import MapMethod, MapPair, Paired, every_stage, same_size
+from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Batch, Cached, Facts, Shape, Shapes, Stage, Target
 
@@ -94,7 +94,7 @@ def stem_and_stages(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class FSP(Method):
+class FSP(MapMethod):
     """Flow of the solution procedure.
 
     weight: of the loss in the stage "init". layers: taps from the lowest to the highest, of both networks or
@@ -105,31 +105,26 @@ class FSP(Method):
     name: ClassVar[str] = "fsp"
     paper: ClassVar[str] = "Yim et al. 2017, CVPR"
 
-    weight: float = 1.0
-    layers: tuple[str, ...] = ()
     init_epochs: int | None = None
     init_learning_rate: float = LEARNING_RATE
 
     def __post_init__(self) -> None:
         check_init(self.name, self.init_epochs, self.init_learning_rate)
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        pairs = map_pairs(self.name, self.layers, student, teacher, stem_and_stages)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """The stem and all stages."""
+        return stem_and_stages(student, teacher)
+
+    def pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
+        """The consecutive maps, of equal widths."""
+        pairs = super().pairs(student, teacher)
         _check_widths([pair.student_shape for pair in pairs], [pair.teacher_shape for pair in pairs])
         return pairs
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The consecutive maps."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
-
     def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
         """The matrices of neighbours."""
-        pairs = pairwise(self._pairs(student, teacher))
+        pairs = pairwise(self.pairs(student, teacher))
         return tuple(dict.fromkeys(flow(lower.teacher, upper.teacher) for lower, upper in pairs))
-
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """The pairs, without parameters."""
-        return Paired(self._pairs(student, teacher))
 
     def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """The matrices, then a training without them."""

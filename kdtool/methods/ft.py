@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,20 +38,20 @@ from kdtool.methods.learning import descend
 from kdtool.methods.maps import (
     MapPair,
     Paired,
+    PairwiseMethod,
     Size,
     last_stage,
-    map_pairs,
     pooled_to,
     same_size,
     size_suffix,
     whole_map,
 )
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
-from kdtool.targets import Batch, Cached, Facts, FitBatch, Shape, Shapes, Stage, Target, Weight
+from kdtool.targets import Facts, FitBatch, Shape, Shapes, Target
 
 if TYPE_CHECKING:
-    from kdtool.targets import Fitted, State, Taps
+    from kdtool.targets import Arrays, Fitted, State, Taps
 
 ENCODER = ("encoder.0", "encoder.1", "encoder.2")
 DECODER = ("decoder.0", "decoder.1", "decoder.2")
@@ -214,7 +214,7 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class FT(Method):
+class FT(PairwiseMethod):
     """Factor transfer.
 
     layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for the last stages. rate: channels of the
@@ -225,7 +225,6 @@ class FT(Method):
     paper: ClassVar[str] = "Kim et al. 2018, arXiv 1802.04977"
 
     weight: float = 200.0
-    layers: tuple[str, ...] = ()
     rate: float = 0.5
     passes: int = 30
     learning_rate: float = 0.01
@@ -240,39 +239,21 @@ class FT(Method):
         """The biases of the translators' convolutions, which BatchNorm takes out again."""
         return ("0.bias", "3.bias", "6.bias")
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        return map_pairs(self.name, self.layers, student, teacher, last_stage)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """The last stages."""
+        return last_stage(student, teacher)
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The maps of the pairs."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
-
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The attention of the teacher's factors."""
-        return tuple(dict.fromkeys(self._target(pair) for pair in self._pairs(student, teacher)))
-
-    def _target(self, pair: MapPair) -> Target:
+    def target(self, pair: MapPair) -> Target:
         """Key `factor.`, the tap, the paraphraser's parameters, and the size where the teacher's map is the larger."""
         fit = Paraphraser(pair.teacher, self.rate, self.passes, self.learning_rate)
         key = f"factor.{pair.teacher}.{fit.suffix}{size_suffix(pair.teacher_size)}"
         return Target(key, (pair.teacher,), Factor(pair.teacher, pair.teacher_size), fit)
 
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """A translator for each pair."""
-        return Paired(self._pairs(student, teacher), self._translator)
-
-    def _translator(self, pair: MapPair) -> nn.Module:
+    def module(self, pair: MapPair) -> nn.Module:
+        """The translator; the paraphraser is learned with the cache."""
         return translator(pair.student_shape[0], factor_count(pair.teacher_shape[0], self.rate))
 
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One; the paraphraser is learned with the cache."""
-        return (Stage(weights={"ft": Weight(self.weight)}),)
-
-    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
-        """`ft`."""
-        paired, losses = cast(Paired, adapters), []
-        for pair in paired.pairs:
-            factor = paired.of(pair)(student[pair.student])
-            ours = attention(pooled_to(factor, pair.size))
-            losses.append(functional.l1_loss(ours, cached[self._target(pair).key][VALUES]))
-        return {"ft": torch.stack(losses).sum()}
+    def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:
+        """`factor_loss`, the attention of the teacher's factor being there."""
+        factor = adapters.of(pair)(student_map)
+        return functional.l1_loss(attention(pooled_to(factor, pair.size)), stored[VALUES])

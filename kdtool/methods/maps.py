@@ -1,24 +1,22 @@
-"""Feature maps: which taps of two networks belong together, and the maps as targets.
-
-What AT, NST, SP, FitNet, VID, AB, FT and SRM share. Left out: FSP's pairs of consecutive taps, which are its own.
-"""
+"""Feature maps: which taps of two networks belong together, the maps as targets, and methods that pair them."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtool.methods.protocol import need
+from kdtool.methods.protocol import FittedResults, Method, need
 from kdtool.methods.vectors import VALUES, tap_of
-from kdtool.targets import Shape, Shapes, Target, canonical_tap
+from kdtool.targets import Batch, Cached, Facts, Shape, Shapes, Stage, Target, Weight, canonical_tap
 
 if TYPE_CHECKING:
-    from kdtool.targets import Fitted, Taps
+    from kdtool.targets import Arrays, Fitted, Taps
 
 Size = tuple[int, int]
 
@@ -147,11 +145,72 @@ def whole_map(tap: str, size: Size | None = None) -> Target:
 class Paired(nn.Module):
     """Adapters on pairs of maps: the pairs, and for each one the module that `build` makes, if any."""
 
-    def __init__(self, pairs: Sequence[MapPair], build: Callable[[MapPair], nn.Module] | None = None) -> None:
+    def __init__(self, pairs: Sequence[MapPair], build: Callable[[MapPair], nn.Module | None] = lambda _: None) -> None:
         super().__init__()
         self.pairs = tuple(pairs)
-        self.modules_by_pair = nn.ModuleDict({pair.name: build(pair) for pair in pairs} if build else {})
+        built = {pair.name: build(pair) for pair in pairs}
+        self.by_pair = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
 
     def of(self, pair: MapPair) -> nn.Module:
         """The module of a pair."""
-        return self.modules_by_pair[pair.name]
+        return self.by_pair[pair.name]
+
+
+@dataclass(frozen=True)
+class MapMethod(Method):
+    """A method on pairs of maps, of one term that is named after it.
+
+    layers: pairs of taps, STUDENT:TEACHER, or a tap of both; none for `default`.
+    """
+
+    weight: float = 1.0
+    layers: tuple[str, ...] = ()
+
+    @abstractmethod
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """The pairs of taps where no layers are named."""
+
+    def module(self, pair: MapPair) -> nn.Module | None:
+        """What trains beside the student on a pair."""
+        return None
+
+    def pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
+        """The taps that belong together."""
+        return map_pairs(self.name, self.layers, student, teacher, self.default)
+
+    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
+        """The maps of the pairs."""
+        return tuple(dict.fromkeys(pair.student for pair in self.pairs(student, teacher)))
+
+    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
+        """The pairs and their modules."""
+        return Paired(self.pairs(student, teacher), self.module)
+
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
+        """One."""
+        return (Stage(weights={self.name: Weight(self.weight)}),)
+
+
+@dataclass(frozen=True)
+class PairwiseMethod(MapMethod):
+    """A method on pairs of maps whose loss is a sum of losses, one of each pair and of what is stored for it."""
+
+    @abstractmethod
+    def target(self, pair: MapPair) -> Target:
+        """What is stored of the teacher for a pair."""
+
+    @abstractmethod
+    def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:
+        """The loss of a pair, of the student's map (B, C, H, W) and the stored arrays."""
+
+    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
+        """Those of the pairs, each once."""
+        return tuple(dict.fromkeys(self.target(pair) for pair in self.pairs(student, teacher)))
+
+    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
+        """The sum over the pairs."""
+        paired = cast(Paired, adapters)
+        losses = [
+            self.loss(student[pair.student], cached[self.target(pair).key], pair, paired) for pair in paired.pairs
+        ]
+        return {self.name: torch.stack(losses).sum()}

@@ -21,30 +21,31 @@ smaller; with the triangle nothing of the teacher is computed again. Left out: t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kdtool.methods.maps import (
     MapPair,
     Paired,
+    PairwiseMethod,
     Size,
     every_stage,
-    map_pairs,
     pooled_to,
     same_size,
     size_suffix,
     whole_map,
 )
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.targets import Shapes, Target
 
 if TYPE_CHECKING:
-    from kdtool.targets import Fitted, Taps
+    from kdtool.targets import Arrays, Fitted, Taps
 
 
 def nst_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -112,16 +113,8 @@ def packs(pair: MapPair) -> bool:
     return size + 1 < 2 * pair.teacher_shape[0]
 
 
-def smaller_target(pair: MapPair) -> Target:
-    """Key `stageN.moments`, or `stageN.moments.8x8` where the teacher's map is the larger one; else that of the map."""
-    tap, size = pair.teacher, pair.teacher_size
-    if not packs(pair):
-        return whole_map(tap, size)
-    return Target(f"{tap}.moments{size_suffix(size)}", (tap,), Moments(tap, size))
-
-
 @dataclass(frozen=True)
-class NST(Method):
+class NST(PairwiseMethod):
     """Neuron selectivity transfer.
 
     layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for all stages.
@@ -131,34 +124,20 @@ class NST(Method):
     paper: ClassVar[str] = "Huang & Wang 2017, arXiv 1707.01219"
 
     weight: float = 50.0
-    layers: tuple[str, ...] = ()
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        return map_pairs(self.name, self.layers, student, teacher, every_stage)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """All stages."""
+        return every_stage(student, teacher)
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The maps of the pairs."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
+    def target(self, pair: MapPair) -> Target:
+        """The moments, key `stageN.moments`, with `.8x8` where the teacher's map is the larger one; else the map."""
+        tap, size = pair.teacher, pair.teacher_size
+        if not packs(pair):
+            return whole_map(tap, size)
+        return Target(f"{tap}.moments{size_suffix(size)}", (tap,), Moments(tap, size))
 
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The moments of the teacher's maps, or the maps where those are smaller."""
-        return tuple(dict.fromkeys(smaller_target(pair) for pair in self._pairs(student, teacher)))
-
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """The pairs; nothing is learned."""
-        return Paired(self._pairs(student, teacher))
-
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"nst": Weight(self.weight)}),)
-
-    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
-        """`nst`."""
-        losses = []
-        for pair in cast(Paired, adapters).pairs:
-            ours, theirs = student[pair.student], cached[smaller_target(pair).key][VALUES]
-            if packs(pair):
-                losses.append(distance(moments(pooled_to(ours, pair.size)), theirs))
-            else:
-                losses.append(nst_loss(ours, theirs))
-        return {"nst": torch.stack(losses).sum()}
+    def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:
+        """`nst_loss`, of moments or maps."""
+        if packs(pair):
+            return distance(moments(pooled_to(student_map, pair.size)), stored[VALUES])
+        return nst_loss(student_map, stored[VALUES])

@@ -10,20 +10,20 @@ out: B numbers a sample for batches that are fixed in advance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from kdtool.methods.maps import MapPair, Paired, last_stage, map_pairs, whole_map
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, last_stage, whole_map
+from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.targets import Shapes, Target
 
 if TYPE_CHECKING:
-    from kdtool.targets import Taps
+    from kdtool.targets import Arrays
 
 
 def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def similarities(feature_map: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SP(Method):
+class SP(PairwiseMethod):
     """Similarity preservation.
 
     layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for the last stages.
@@ -57,32 +57,15 @@ class SP(Method):
     paper: ClassVar[str] = "Tung & Mori 2019, arXiv 1907.09682"
 
     weight: float = 3000.0
-    layers: tuple[str, ...] = ()
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        return map_pairs(self.name, self.layers, student, teacher, last_stage)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """The last stages."""
+        return last_stage(student, teacher)
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The maps of the pairs."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
+    def target(self, pair: MapPair) -> Target:
+        """The map, whole."""
+        return whole_map(pair.teacher)
 
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The maps, whole."""
-        taps = dict.fromkeys(pair.teacher for pair in self._pairs(student, teacher))
-        return tuple(whole_map(tap) for tap in taps)
-
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """The pairs; nothing is learned."""
-        return Paired(self._pairs(student, teacher))
-
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"sp": Weight(self.weight)}),)
-
-    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
-        """`sp`."""
-        losses = [
-            sp_loss(student[pair.student], cached[whole_map(pair.teacher).key][VALUES])
-            for pair in cast(Paired, adapters).pairs
-        ]
-        return {"sp": torch.stack(losses).sum()}
+    def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:
+        """`sp_loss`."""
+        return sp_loss(student_map, stored[VALUES])

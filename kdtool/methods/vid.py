@@ -15,6 +15,7 @@ Left out: the paper's term for the logits and its weights per layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -22,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtool.methods.maps import MapPair, Paired, every_stage, map_pairs, pooled_to, whole_map
-from kdtool.methods.protocol import FittedResults, Method, need
+from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, every_stage, pooled_to, whole_map
+from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.targets import Shapes, Target
 
 if TYPE_CHECKING:
-    from kdtool.targets import Taps
+    from kdtool.targets import Arrays
 
 FLOOR = 1e-5  # of the variance
 BEGIN = 5.0  # the variance before training
@@ -79,7 +80,7 @@ class Gaussian(nn.Module):
 
 
 @dataclass(frozen=True)
-class VID(Method):
+class VID(PairwiseMethod):
     """Variational information distillation.
 
     layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for all stages. train_scale: whether the
@@ -89,37 +90,21 @@ class VID(Method):
     name: ClassVar[str] = "vid"
     paper: ClassVar[str] = "Ahn et al. 2019, arXiv 1904.05835"
 
-    weight: float = 1.0
-    layers: tuple[str, ...] = ()
     train_scale: bool = True
 
-    def _pairs(self, student: Shapes, teacher: Shapes) -> tuple[MapPair, ...]:
-        return map_pairs(self.name, self.layers, student, teacher, every_stage)
+    def default(self, student: Shapes, teacher: Shapes) -> Sequence[tuple[str, str]]:
+        """All stages."""
+        return every_stage(student, teacher)
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The maps of the pairs."""
-        return tuple(dict.fromkeys(pair.student for pair in self._pairs(student, teacher)))
+    def target(self, pair: MapPair) -> Target:
+        """The map, at the student's size where that is smaller."""
+        return whole_map(pair.teacher, pair.teacher_size)
 
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The maps, at the student's size where that is smaller."""
-        found = (whole_map(pair.teacher, pair.teacher_size) for pair in self._pairs(student, teacher))
-        return tuple(dict.fromkeys(found))
+    def module(self, pair: MapPair) -> nn.Module:
+        """The distribution."""
+        return Gaussian(pair, self.train_scale)
 
-    def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
-        """A `Gaussian` for each pair."""
-        return Paired(self._pairs(student, teacher), lambda pair: Gaussian(pair, self.train_scale))
-
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"vid": Weight(self.weight)}),)
-
-    def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
-        """`vid`."""
-        paired = cast(Paired, adapters)
-        losses = []
-        for pair in paired.pairs:
-            given = cast(Gaussian, paired.of(pair))
-            predicted = given.mean(pooled_to(student[pair.student], pair.size))
-            wanted = cached[whole_map(pair.teacher, pair.teacher_size).key][VALUES]
-            losses.append(vid_loss(predicted, wanted, given.log_scale))
-        return {"vid": torch.stack(losses).sum()}
+    def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:
+        """`vid_loss`."""
+        given = cast(Gaussian, adapters.of(pair))
+        return vid_loss(given.mean(pooled_to(student_map, pair.size)), stored[VALUES], given.log_scale)

@@ -206,7 +206,7 @@ def test_the_loss_of_maps_stored_in_half_precision(seed: int) -> None:
 def test_the_plain_regressor_is_the_convolution_alone(make_facts) -> None:
     both, facts = ({"stage2": (63, 16, 16)}, {"stage2": (128, 16, 16)}), make_facts([0], 1)
     usual, plain = (method.adapters(*both, facts, {}).state_dict() for method in (FitNet(), FitNet(plain=True)))
-    assert list(plain) == [f"modules_by_pair.stage2.convolution.{name}" for name in ("weight", "bias")]
+    assert list(plain) == [f"by_pair.stage2.convolution.{name}" for name in ("weight", "bias")]
     assert sum(value.numel() for value in plain.values()) == 63 * 128 + 128
     assert plain.keys() < usual.keys()
 

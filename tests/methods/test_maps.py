@@ -97,5 +97,5 @@ def test_a_module_for_each_pair() -> None:
     pairs = map_pairs("vid", ("stage1", "stage2:stage3"), SMALL, DEEP, every_stage)
     adapters = Paired(pairs, lambda pair: nn.Conv2d(pair.student_shape[0], pair.teacher_shape[0], 1))
     assert adapters.of(pairs[1]).weight.shape == (16, 6, 1, 1)
-    assert next(name for name, _ in adapters.named_parameters()) == "modules_by_pair.stage1.weight"
+    assert next(name for name, _ in adapters.named_parameters()) == "by_pair.stage1.weight"
     assert list(Paired(pairs).parameters()) == []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdtool.errors import UsageError
 from kdtool.methods.maps import MapPair, whole_map
-from kdtool.methods.nst import NST, distance, mean_kernel, moments, nst_loss, packs, smaller_target, unit_channels
+from kdtool.methods.nst import NST, distance, mean_kernel, moments, nst_loss, packs, unit_channels
 from kdtool.models import create, tap_shapes
 from kdtool.targets import Stage, Weight
 from kdtool.workflows.testing import check_compact, check_keys, check_method
@@ -229,7 +229,7 @@ def test_the_loss_of_maps_stored_in_half_precision(seed: int) -> None:
 def test_the_smaller_one_is_stored(width: int, size) -> None:
     pair = MapPair("a", "a", (2, *size), (width, *size))
     rows = torch.zeros(1, width, *size)
-    triangle, stored = moments(rows).numel(), smaller_target(pair).encode({"a": rows}, {})["values"].numel()
+    triangle, stored = moments(rows).numel(), NST().target(pair).encode({"a": rows}, {})["values"].numel()
     assert stored == min(rows.numel(), triangle)
     assert packs(pair) == (triangle < rows.numel())
 

@@ -221,10 +221,10 @@ def test_what_trains(make_facts) -> None:
     trained, fixed = (method.adapters(*both, facts, {}) for method in METHODS[:2])
     assert trained.state_dict().keys() == fixed.state_dict().keys()
     names = {name for name, _ in trained.named_parameters()} - {name for name, _ in fixed.named_parameters()}
-    assert names == {f"modules_by_pair.stage{n}.log_scale" for n in (1, 2, 3)}
+    assert names == {f"by_pair.stage{n}.log_scale" for n in (1, 2, 3)}
     assert not any("bias" in name for name in trained.state_dict())
     for state in (trained.state_dict(), fixed.state_dict()):
-        variances = torch.nn.functional.softplus(state["modules_by_pair.stage2.log_scale"].double()) + 1e-5
+        variances = torch.nn.functional.softplus(state["by_pair.stage2.log_scale"].double()) + 1e-5
         assert torch.allclose(variances, torch.tensor(5.0, dtype=torch.float64), rtol=1e-6)
 
 
