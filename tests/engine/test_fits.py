@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from kdtool.cache import create_or_open, open_cache
 from kdtool.engine import extract as stage
@@ -32,6 +33,23 @@ def test_fits_without_arrays_give_the_same_bytes(taught: Path, tmp_path: Path) -
         first, second = open_cache(after.cache).fitted(fit.key), open_cache(before.cache).fitted(fit.key)
         assert first.keys() == second.keys()
         assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_learning_dictionaries_and_paraphrasers_leaves_the_teacher_as_it_is(taught: Path, tmp_path: Path) -> None:
+    """No buffer of a BatchNorm moves and no mode or gradient is left behind, neither by the fits nor by the arrays."""
+    shutil.copytree(taught, tmp_path / "work")
+    workspace = Workspace.open(tmp_path / "work")
+    methods = (method("srm").with_options({"passes": "3"}), method("ft").with_options({"passes": "2"}))
+    asked = ExtractConfig(batch=16, views=2, fit_views=2, methods=methods, students=("resnet8",))
+    job = prepare(workspace, asked)
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    buffers = [name for name, _ in job.model.named_buffers()]
+    assert len(buffers) > 20
+    extract(workspace.cache, job, Silent(), StopRequest())
+    after = job.model.state_dict()
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+    assert not job.model.training
+    assert all(parameter.grad is None for parameter in job.model.parameters())
 
 
 def test_centres_are_the_means_of_the_stored_rows(taught: Path, tmp_path: Path) -> None:

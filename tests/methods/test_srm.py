@@ -26,6 +26,7 @@ from kdtool.methods.srm import (
     sparse_code,
 )
 from kdtool.methods.vectors import VALUES, vector
+from kdtool.models import create, tap_shapes
 from kdtool.targets import Batch, FitBatch, Stage, Weight
 from kdtool.workflows.testing import check_keys, check_method
 from kdtool.workflows.trial import FACTS, PAIRS, SAMPLES, fitted_of, teacher_taps, trial
@@ -555,6 +556,22 @@ def test_targets_are_those_of_every_stage_of_the_teacher() -> None:
         assert all(every[target.key] == target for target in found)
         assert logits == vector("after_fc")
     assert method.targets(small, CIFAR_TEACHER) == replace(method, labels="pixel").targets(small, CIFAR_TEACHER)
+
+
+def test_the_networks_of_the_paper() -> None:
+    """DenseNet121 to AllCNN on CIFAR: its three layers have the sizes of methods.md 2.2 to 2.6."""
+    student, teacher = (tap_shapes(create(name, 100), (3, 32, 32)) for name in ("allcnn", "densenet121"))
+    assert [pair.name for pair in SRM().pairs(student, teacher)] == ["stage1", "stage2", "stage3", "stage4"]
+    method = SRM(layers=("stage1", "stage2", "stage4"))
+    *labels, _ = method.targets(student, teacher)
+    assert [target.taps for target in labels] == [("stage1",), ("stage2",), ("stage4",)]
+    fits = [
+        target.fit.begin(FACTS, {f"{target.taps[0]}.map": {VALUES: teacher[target.taps[0]]}}, 1) for target in labels
+    ]
+    assert [tuple(state["dictionary"].shape) for state in fits] == [(128, 256), (256, 512), (1024, 2048)]
+    assert [active_count(channels, 2.0, 0.02) for channels in (128, 256, 1024)] == [5, 10, 40]
+    shapes = [tuple(parameter.shape) for parameter in method.adapters(student, teacher, FACTS, {}).parameters()]
+    assert shapes == [(63, 256), (), (126, 512), (), (253, 2048), ()]
 
 
 # Pairs
