@@ -93,6 +93,7 @@ def extract(cache: Path, job: Extraction, progress: Progress, stop: StopRequest,
         worker.declare()
         worker.arrays()
         worker.fit(job.fits)
+        worker.clear()
         writer.finish()
 
 
@@ -146,6 +147,7 @@ class _Worker:
     ) -> None:
         self.job, self.writer, self.progress, self.stop = job, writer, progress, stop
         self.save_seconds = save_seconds
+        self.spool = Spool(writer.scratch / "spool")
         self.fitted: dict[str, dict[str, torch.Tensor]] = {}
         self.device = job.train.pixels.device
         self.facts = Facts(
@@ -249,16 +251,20 @@ class _Worker:
         targets = by_key([target for fit in fits for target in fit.reads])
         specs = stored_specs(self.job, list(targets.values()), self.fitted, self.writer.cache.contents)
         shapes = {key: {name: spec.shape for name, spec in arrays.items()} for key, arrays in specs.items()}
-        spool = Spool(self.writer.scratch / "spool")
-        source = FitSource(self.writer.cache, self._told, spool, self.device)
+        source = FitSource(self.writer.cache, self._told, self.spool, self.device)
         try:
             states = learn(fits, shapes, self.facts, self.writer, source, self.progress, self.stop, self.save_seconds)
         finally:
-            spool.close()
+            self.spool.close()
         for fit in fits:
             result = fit.result(states[fit.key], self.facts)
             self.writer.put_fit(fit.key, fit.version, describe(fit), result)
             self.fitted[fit.key] = as_tensors(result, self.device)
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes what the fits keep while they are learned, what a killed extract left behind included."""
+        self.spool.close()
         checkpoint.clear_state(self.writer.scratch)
 
     def _told(

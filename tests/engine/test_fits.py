@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from kdtool.cache import create_or_open, open_cache
+from kdtool.engine import checkpoint
 from kdtool.engine import extract as stage
 from kdtool.engine.extract import Extraction, extract
 from kdtool.engine.prepare import ExtractConfig, prepare
@@ -67,3 +68,16 @@ def test_centres_are_the_means_of_the_stored_rows(taught: Path, tmp_path: Path) 
                 np.testing.assert_allclose(centres["views"][view, label], expected, rtol=1e-6)
         clean = cache.array("train_clean", key, "values").read(0).astype(np.float64)
         np.testing.assert_allclose(centres["clean"][1], clean[labels == 1].mean(0), rtol=1e-6)
+
+
+def test_what_a_killed_extract_left_of_its_fits_is_removed(taught: Path, tmp_path: Path) -> None:
+    workspace, job = job_in(taught, tmp_path / "work", 2)
+    extract(workspace.cache, job, Silent(), StopRequest())
+    scratch = workspace.cache / "scratch"
+    (scratch / "spool").mkdir(parents=True)
+    (scratch / "spool" / "0.stage1.map.values").write_bytes(b"rows")
+    checkpoint.save_state(scratch, {"a/b": torch.zeros(2)}, {"fits": ["a"], "done": 3})
+    before = open_cache(workspace.cache).manifest.files
+    extract(workspace.cache, job, Silent(), StopRequest())
+    assert not scratch.exists()
+    assert open_cache(workspace.cache).manifest.files == before
