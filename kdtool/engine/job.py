@@ -68,6 +68,12 @@ def stage_recipe(plan: Recipe, stage: Stage) -> Recipe:
 
 def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe, samples: int) -> None:
     """Refuses a schedule in which a term would never become active, or whose epochs would have no step."""
+    if len(bound) > 1 and not any(stage.task for stage in stages):
+        own, extra = bound[0].method.name, bound[1].method.name
+        raise UsageError(
+            f"--with {extra} adds to stages that have a cross-entropy, and {own} has none with these options; give it "
+            f"one, as in --set {own}.task=1"
+        )
     added = {term: weight for extra in bound for term, weight in (extra.weights or {}).items()}
     for stage in stages:
         recipe = stage_recipe(plan, stage)

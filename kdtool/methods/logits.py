@@ -1,9 +1,8 @@
 """Regression of the teacher's logits (Ba & Caruana 2014, "Do Deep Nets Really Need to be Deep?", arXiv 1312.6184).
 
-The student learns the teacher's values before the softmax, and nothing of the labels (Eq. 1). It is also what two other
-methods come to at their ends: KD for a high temperature, for logits whose mean is 0 (Hinton et al. 2015, section 2.1),
-and the transfer of the kernel matrix with one-hot landmarks, ||Z_S I - Z_T I||_F^2 (Qian et al. 2022, arXiv
-2009.14416). Left out: the paper's normalisation of the logits over the training images, and its bottleneck layer.
+The student learns the teacher's values before the softmax (Eq. 1). It is also what two other methods come to at their
+ends: KD for a high temperature, for logits whose mean is 0 (Hinton et al. 2015, section 2.1), and the transfer of the
+kernel matrix with one-hot landmarks, ||Z_S I - Z_T I||_F^2 (Qian et al. 2022, arXiv 2009.14416). Left out: the paper's normalisation of the logits over the training images, and its bottleneck layer.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Logits(Method):
-    """Plain logits. As in the paper without cross-entropy; `task` gives that a weight."""
+    """Plain logits beside the cross-entropy, as the other methods; task=0 is the paper's form, the regression alone."""
 
     name: ClassVar[str] = "logits"
     paper: ClassVar[str] = "Ba & Caruana 2014, arXiv 1312.6184"
 
     weight: float = 1.0
-    task: float = 0.0
+    task: float = 1.0
 
     def __post_init__(self) -> None:
         need(self.task >= 0, f"option logits.task is not negative, as {self.task}")

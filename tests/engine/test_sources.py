@@ -17,6 +17,7 @@ from kdtool.engine.runs import RunFolder
 from kdtool.engine.sources import CachedTeacher, LiveTeacher, Teller, as_tensors
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Workspace, read_record, read_teacher
+from kdtool.errors import UsageError
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
 from kdtool.models import create, tap_shapes
@@ -163,3 +164,11 @@ def test_float16_rows_are_within_half_a_unit_in_the_last_place(taught: Path, tmp
         error = (stored[key]["values"] - exact[key]["values"]).abs()
         assert float((error - exact[key]["values"].abs() * 2.0**-11).max()) <= 2.0**-25  # half an ulp; subnormals
         assert float(error.max()) > 0
+
+
+def test_adding_to_a_method_without_a_task_is_refused(
+    complete: Path, small: Callable[[str], Method], plan: Recipe
+) -> None:
+    asked = DistillConfig("resnet8", (small("logits").with_options({"task": "0"}), method("kd")), plan)
+    with pytest.raises(UsageError, match=r"--with kd adds to stages .*--set logits\.task=1"):
+        stage.distill(Workspace.open(complete), asked, Silent(), StopRequest())

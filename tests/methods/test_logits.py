@@ -51,7 +51,7 @@ def test_it_is_kd_at_a_high_temperature(temperature: float) -> None:
 
 def test_what_it_asks_for() -> None:
     assert Logits().targets({}, {}) == (vector("after_fc"),)
-    assert Logits().stages({}, {}, FACTS) == (Stage(weights={"logits": Weight(1.0)}, task=0.0),)
+    assert Logits().stages({}, {}, FACTS) == (Stage(weights={"logits": Weight(1.0)}, task=1.0),)
     with pytest.raises(UsageError, match=r"logits\.task"):
         Logits(task=-1)
 
@@ -71,6 +71,6 @@ def test_float16_storage() -> None:
     assert 0 < worst < 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"task": "0.5", "weight": "2"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"task": "0", "weight": "2"}], ids=str)
 def test_it_conforms(options: dict[str, str]) -> None:
     check_method(Logits().with_options(options))
