@@ -2,7 +2,9 @@
 
 The student learns the teacher's values before the softmax (Eq. 1). It is also what two other methods come to at their
 ends: KD for a high temperature, for logits whose mean is 0 (Hinton et al. 2015, section 2.1), and the transfer of the
-kernel matrix with one-hot landmarks, ||Z_S I - Z_T I||_F^2 (Qian et al. 2022, arXiv 2009.14416). Left out: the paper's normalisation of the logits over the training images, and its bottleneck layer.
+kernel matrix with one-hot landmarks, ||Z_S I - Z_T I||_F^2 (Qian et al. 2022, arXiv 2009.14416).
+
+Left out: the paper's normalisation of the logits over the training images, and its bottleneck layer.
 """
 
 from __future__ import annotations
