@@ -12,7 +12,9 @@ Departures, which change no expectation:
 
 * negatives are drawn here, on the device, and not by the loader: uniformly among the images of other classes, without
   replacement where there are as many, with it elsewhere.
-* Z is kept as its logarithm, and quotients are differences of logarithms, so that no exponential overflows.
+* Z is kept as its logarithm, and the loss is taken from the logarithms of the scores as two logistic losses, so that no
+  exponential overflows at any temperature.
+* lengths are clamped at 1e-12 where embeddings and bank rows are divided by them.
 * scores come from one product of the embeddings with the whole bank, of which those of the negatives are taken: for
   50,000 images less work than to gather 16,384 rows of the bank for each sample.
 
@@ -43,35 +45,44 @@ EPSILON = 1e-7  # the reference adds it to the denominators
 def contrast_loss(scores: Tensor, samples: int) -> Tensor:
     """-(1/B) [sum log(o_+ / (o_+ + c + 1e-7)) + sum log(c / (o_- + c + 1e-7))] with c = K / n, in nats.
 
-    scores: o (B, 1 + K), the positive first, exponentials already divided by Z. samples: n. One side's loss.
+    scores: o (B, 1 + K), the positive first, exponentials already divided by Z; 0 counts as the smallest positive
+    number. samples: n. One side's loss.
     """
-    positive, negatives = scores[:, 0], scores[:, 1:]
-    noise = negatives.shape[1] / samples
-    log_positive = positive.clamp(min=torch.finfo(scores.dtype).tiny).log()
-    found = (log_positive - (positive + noise + EPSILON).log()).sum()
-    rejected = -torch.log1p((negatives + EPSILON) / noise).sum()
-    return -(found + rejected) / len(scores)
+    return contrast_of_logarithms(scores.clamp(min=torch.finfo(scores.dtype).tiny).log(), samples)
 
 
-class Others:
+def contrast_of_logarithms(log_scores: Tensor, samples: int) -> Tensor:
+    """`contrast_loss` of the scores' logarithms (B, 1 + K): o / (o + k) is the sigmoid of ln o - ln k."""
+    negatives = log_scores.shape[1] - 1
+    need(negatives >= 1, "CRD contrasts a positive with at least 1 negative, and the scores have none")
+    noise = negatives / samples
+    margin = log_scores - math.log(noise + EPSILON)
+    found = functional.logsigmoid(margin[:, 0])
+    rejected = functional.logsigmoid(-margin[:, 1:]).sum(1) - negatives * math.log1p(EPSILON / noise)
+    return -(found + rejected).mean()
+
+
+class Others(nn.Module):
     """Draws, for each sample, images of other classes than its own.
 
-    labels (n,): of the train part. few: whether a class has fewer than `count` others, many: whether one has as many.
+    labels (n,): of the train part; they and what follows from them are no state. few: whether a class has fewer than
+    `count` others, many: whether one has as many.
     """
 
-    def __init__(self, labels: Tensor, classes: int, count: int) -> None:
-        self.labels, self.count = labels, count
-        self.order = labels.argsort(stable=True)
-        self.sizes = torch.bincount(labels, minlength=classes)
-        self.starts = self.sizes.cumsum(0) - self.sizes
-        others = len(labels) - self.sizes[self.sizes > 0]
-        self.few, self.many = bool((others < count).any()), bool((others >= count).any())
+    labels: Tensor
+    order: Tensor
+    sizes: Tensor
+    starts: Tensor
 
-    def to(self, device: torch.device) -> Others:
-        """Itself, its tensors on a device."""
-        for name in ("labels", "order", "sizes", "starts"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
+    def __init__(self, labels: Tensor, classes: int, count: int) -> None:
+        super().__init__()
+        sizes = torch.bincount(labels, minlength=classes)
+        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("order", labels.argsort(stable=True), persistent=False)
+        self.register_buffer("sizes", sizes, persistent=False)
+        self.register_buffer("starts", sizes.cumsum(0) - sizes, persistent=False)
+        others = len(labels) - sizes[sizes > 0]
+        self.count, self.few, self.many = count, bool((others < count).any()), bool((others >= count).any())
 
     def draw(self, own: Tensor, generator: torch.Generator) -> Tensor:
         """Positions (B, count) of images of other classes than `own` (B,).
@@ -188,7 +199,7 @@ class CRD(Method):
         memory = cast(Memory, adapters)
         ours = functional.normalize(memory.student(pooled(student[LAYER])))
         theirs = functional.normalize(memory.teacher(cached[vector(LAYER).key][VALUES]))
-        drawn = memory.others.to(batch.indices.device).draw(batch.labels, batch.generator)
+        drawn = memory.others.draw(batch.labels, batch.generator)
         places = torch.cat([batch.indices[:, None], drawn], dim=1)
         sides = (
             self._similar(ours, memory.teacher_bank, places),
@@ -198,7 +209,7 @@ class CRD(Method):
         memory.fix((sides[0].detach(), sides[1].detach()), samples)
         memory.used = (ours.detach(), theirs.detach())
         losses = [
-            contrast_loss((side - constant).exp(), samples)
+            contrast_of_logarithms(side - constant, samples)
             for side, constant in zip(sides, memory.log_constants.clone(), strict=True)
         ]
         return {"crd": torch.stack(losses).sum()}

@@ -6,7 +6,7 @@ distributions of these similarities shall be the same seen from the teacher (inv
 has it where the paper leaves it open or says otherwise:
 
 * similarities are multiplied by a learned scale, exp(t) clamped to [0, 10] with t from 1; the paper divides by a
-  temperature whose value is lost. Once exp(t) is above 10 the clamp gives t no gradient.
+  temperature. Once exp(t) is above 10 the clamp gives t no gradient.
 * a learned bias is added. It falls out of every softmax, so its gradient is 0: it is listed as inert.
 * the contrast goes one way, from the student over the teachers. The invariance is KL(Q || P), Q from the teacher over
   the students and P from the student over the teachers, with gradient through both, the teacher's head included.
@@ -48,8 +48,13 @@ def icd_loss(
 
     student_embedding, teacher_embedding: (B, w), after the heads; normalised here. Z = min(exp(log_scale), max_scale)
     e_S e_T^T + bias (B, B), log_scale and bias scalars; P = softmax of Z's rows, Q of its columns. Gradient reaches
-    both embeddings.
+    both embeddings. The invariance is 0 where the embeddings of both sides are equal.
     """
+    need(
+        student_embedding.shape == teacher_embedding.shape,
+        f"ICD compares embeddings of one size, not {tuple(student_embedding.shape)} of the student with "
+        f"{tuple(teacher_embedding.shape)} of the teacher",
+    )
     scale = log_scale.clamp(max=math.log(max_scale)).exp()
     ours, theirs = functional.normalize(student_embedding), functional.normalize(teacher_embedding)
     similar = scale * (ours @ theirs.T) + bias

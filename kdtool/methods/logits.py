@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """(1 / 2B) sum_i ||z_S - z_T||^2 (Eq. 1).
 
-    student_logits, teacher_logits: (B, L). No gradient reaches the teacher's logits.
+    student_logits, teacher_logits: (B, L). No gradient reaches the teacher's logits. 0 where they are equal.
     """
+    need(
+        student_logits.shape == teacher_logits.shape,
+        f"logits of one size are compared, not {tuple(student_logits.shape)} of the student with "
+        f"{tuple(teacher_logits.shape)} of the teacher",
+    )
     difference = student_logits - teacher_logits.detach()
     return 0.5 * difference.square().sum(1).mean()
 

@@ -1,6 +1,7 @@
 """CRD against the golden number and naive loops over several steps: negatives, memory banks, constants, both sides."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 
 from kdtool.errors import UsageError
-from kdtool.methods.crd import CRD, Memory, Others, contrast_loss
+from kdtool.methods.crd import CRD, Memory, Others, contrast_loss, contrast_of_logarithms
 from kdtool.methods.vectors import VALUES, vector
 from kdtool.targets import Batch
 from kdtool.workflows.testing import check_method
@@ -60,6 +61,38 @@ def test_gradient_and_scores_of_zero() -> None:
     assert bool(leaf.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("temperature", [0.07, 0.005, 1e-4])
+def test_no_temperature_overflows(temperature: float) -> None:
+    """The positives of rows that the banks know well are e^(1 / temperature) above those that fixed Z."""
+    method = CRD(negatives=7, width=16, temperature=temperature)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        memory = method.adapters(*SHAPES, SMALL, {})
+        rows = torch.randn(20, 4), torch.randn(20, 6)
+    for step in range(12):
+        indices = torch.arange(5) + 5 * (step % 4)
+        batch = Batch(indices, torch.from_numpy(LABELS)[indices], 0, "distill", 0, step, generator(step))
+        student = {"before_fc": rows[0][indices].requires_grad_()}
+        cached = {"before_fc": {VALUES: rows[1][indices]}}
+        loss = method.terms(student, cached, batch, memory)["crd"]
+        loss.backward()
+        assert math.isfinite(loss.item())
+        assert bool(student["before_fc"].grad.isfinite().all())
+        method.after_step(student, cached, batch, memory)
+        memory.teacher_bank[indices] = memory.student_bank[indices]  # as when both sides have come to agree
+
+
+def test_logarithms_beyond_the_exponential() -> None:
+    """By hand: o_+ far above c costs nothing, o_- far above c costs ln(o_- / c); the rest is ln 1."""
+    logarithms = torch.tensor([[1000.0, 500.0, -1000.0]], dtype=torch.float64)
+    assert contrast_of_logarithms(logarithms, 10).item() == pytest.approx(500 - math.log(0.2) + 1e-7 / 0.2, rel=1e-9)
+
+
+def test_scores_without_negatives_are_refused() -> None:
+    with pytest.raises(UsageError, match="at least 1 negative"):
+        contrast_loss(torch.ones(3, 1), 50)
+
+
 # Negatives
 
 
@@ -92,6 +125,22 @@ def test_every_other_image_is_as_likely(count: int, label: int) -> None:
     statistic = float(((found - expected) ** 2 / expected).sum())
     degrees = others - 1
     assert statistic < degrees * (1 - 2 / (9 * degrees) + 3.72 * (2 / (9 * degrees)) ** 0.5) ** 3
+
+
+def test_every_subset_is_as_likely() -> None:
+    """Without replacement: the 6 pairs of 4 others, 6,000 draws, chi-square below its 1e-4 point at 5 degrees."""
+    labels = np.array([1, 0, 1, 0, 2, 0, 1])
+    pairs = drawn(2, [0] * 6000, labels=labels).sort(1).values.tolist()
+    counts = Counter(tuple(pair) for pair in pairs)
+    assert set(counts) == {(0, 2), (0, 4), (0, 6), (2, 4), (2, 6), (4, 6)}
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 25.75
+
+
+def test_draws_come_from_the_generator_alone() -> None:
+    for count in (3, 12, 30):
+        first, second, third = drawn(count, [0, 1, 2], 4), drawn(count, [0, 1, 2], 4), drawn(count, [0, 1, 2], 5)
+        assert torch.equal(first, second)
+        assert not torch.equal(first, third)
 
 
 def test_a_class_without_images_is_no_harm() -> None:
@@ -171,6 +220,31 @@ def test_the_state_is_all_in_the_buffers() -> None:
     assert memory.state_dict().keys() == parameters | {"student_bank", "teacher_bank", "log_constants", "fixed"}
 
 
+def test_a_run_that_is_resumed_within_an_epoch_gives_the_same_bits() -> None:
+    """The state after two steps, the generator's too, in a fresh module; then a third step in both."""
+    method, random = CRD(negatives=7, width=3), torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 4, generator=random), torch.randn(20, 6, generator=random)
+
+    def step(memory: Memory, number: int, draws: torch.Generator) -> torch.Tensor:
+        indices = torch.arange(5) + 5 * number
+        batch = Batch(indices, torch.from_numpy(LABELS)[indices], 0, "distill", 0, number, draws)
+        student, cached = {"before_fc": rows[0][indices]}, {"before_fc": {VALUES: rows[1][indices]}}
+        loss = method.terms(student, cached, batch, memory)["crd"]
+        method.after_step(student, cached, batch, memory)
+        return loss
+
+    undisturbed, fresh = (method.adapters(*SHAPES, SMALL, {}) for _ in range(2))
+    draws, again = generator(0), generator(1)
+    for number in range(2):
+        step(undisturbed, number, draws)
+    assert undisturbed.used is None
+    fresh.load_state_dict({name: value.clone() for name, value in undisturbed.state_dict().items()})
+    again.set_state(draws.get_state())
+    assert torch.equal(step(undisturbed, 2, draws), step(fresh, 2, again))
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name])
+
+
 def test_the_hook_without_a_step_before_it_does_nothing() -> None:
     method = CRD(negatives=4, width=3)
     memory = method.adapters(*SHAPES, SMALL, {})
@@ -202,6 +276,19 @@ def test_what_it_asks_for() -> None:
 def test_options_that_make_no_sense(options: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         CRD().with_options(options)
+
+
+def test_the_bytes_of_resnet32x4_to_resnet8x4() -> None:
+    shapes = {"before_fc": (256,)}
+    (target,) = CRD().targets(shapes, shapes)
+    rows = target.encode({"before_fc": torch.zeros(1, 256)}, {})[VALUES]
+    assert (rows.numel(), target.dtype) == (256, "float16")  # 512 bytes a sample
+
+
+def test_a_network_without_the_vector_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown layer of the student 'before_fc'") as error:
+        CRD().targets({"after_fc": (3,)}, {"before_fc": (4,)})
+    assert "\n" not in str(error.value)
 
 
 def test_images_of_one_class_are_refused() -> None:

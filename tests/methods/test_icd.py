@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from kdtool.errors import UsageError
 from kdtool.methods.icd import ICD, icd_loss
-from kdtool.methods.vectors import VALUES, vector
+from kdtool.methods.vectors import vector
 from kdtool.targets import Stage, Weight
 from kdtool.workflows.testing import check_compact, check_method
 from kdtool.workflows.trial import FACTS, PAIRS, Pair
@@ -80,7 +80,7 @@ def test_gradients_are_those_of_differences(log_scale: float) -> None:
 
 def test_the_scale_has_a_gradient_below_its_highest_value_alone() -> None:
     student, teacher = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for log_scale, trains in ((1.0, True), (math.log(10) - 1e-6, True), (math.log(10) + 1e-6, False), (500.0, False)):
+    for log_scale, trains in ((1.0, True), (math.log(10) - 1e-6, True), (math.log(10) + 1e-6, False), (1e4, False)):
         leaf = scalar(log_scale).requires_grad_()
         loss = icd_loss(student, teacher, leaf, scalar(0.0))
         loss.backward()
@@ -157,4 +157,25 @@ def test_identical_and_zero_embeddings() -> None:
         loss.backward()
         assert loss.item() == pytest.approx(math.log(4), rel=1e-6)
         assert bool(leaf.grad.isfinite().all())
-    assert VALUES == "values"
+
+
+def test_the_invariance_is_zero_where_both_sides_are_equal() -> None:
+    rows = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    values = [icd_loss(rows, 3 * rows, scalar(1.0), scalar(0.0), alpha).item() for alpha in (0.0, 0.5)]
+    assert values[0] == pytest.approx(values[1], rel=1e-14)
+
+
+def test_the_bytes_of_resnet32x4_to_resnet8x4() -> None:
+    shapes = {"before_fc": (256,)}
+    (target,) = ICD().targets(shapes, shapes)
+    rows = target.encode({"before_fc": torch.zeros(1, 256)}, {})["values"]
+    assert (rows.numel(), target.dtype) == (256, "float16")  # 512 bytes a sample
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown layer of the teacher 'before_fc'") as error:
+        ICD().targets({"before_fc": (4,)}, {"after_fc": (3,)})
+    assert "\n" not in str(error.value)
+    for other in (torch.ones(5, 4), torch.ones(3, 6)):
+        with pytest.raises(UsageError, match=r"not \(3, 4\) of the student with"):
+            icd_loss(torch.ones(3, 4), other, torch.ones(()), torch.zeros(()), alpha=0.0)

@@ -32,6 +32,28 @@ def test_gradient_and_zero() -> None:
     assert logit_loss(teacher, teacher).item() == 0
 
 
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e15])
+def test_extreme_logits_are_finite(size: float) -> None:
+    student = (size * torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]])).requires_grad_()
+    loss = logit_loss(student, -student.detach())
+    loss.backward()
+    assert loss.item() == pytest.approx(4 * size**2, rel=1e-6)
+    assert bool(student.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 4), (4,), (2, 4)], ids=str)
+def test_logits_of_other_shapes_are_refused_and_not_broadcast(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"not \(3, 4\) of the student with") as error:
+        logit_loss(torch.zeros(3, 4), torch.ones(shape))
+    assert "\n" not in str(error.value)
+
+
+def test_the_bytes_of_a_hundred_classes() -> None:
+    (target,) = Logits().targets({}, {})
+    rows = target.encode({"after_fc": torch.zeros(1, 100)}, {})["values"]
+    assert (rows.numel(), target.dtype) == (100, "float16")  # 200 bytes a sample
+
+
 def test_it_is_the_transfer_of_the_kernel_with_one_hot_landmarks() -> None:
     """||Z_S I - Z_T I||_F^2, the partial kernel of KDA's Eq. 4 without huber and normaliser."""
     student, teacher = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
