@@ -12,6 +12,7 @@ from kdtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kdtool.engine.prepare import ExtractConfig
+    from kdtool.engine.workspace import Workspace
 
 KEYS = (
     "for",
@@ -112,13 +113,24 @@ def extract(
     if json:
         print_json(found)
     else:
-        views_held = {key: about["parts"]["train"]["views"] for key, about in found["keys"].items()}
-        print_line(
-            f"{workspace.cache}: {', '.join(f'{key} ({n} views)' for key, n in views_held.items())}; "
-            f"{in_units(found['bytes'])}"
-        )
-        words = ["kdtool", "distill", "--method", "kda", "--layer", "before_fc", *workspace.words]
-        print_line(f"next: {shlex.join(words)}")
+        held: dict[int, list[str]] = {}
+        for key, about in found["keys"].items():
+            held.setdefault(about["parts"]["train"]["views"], []).append(key)
+        for views_held, keys in held.items():
+            print_line(f"{workspace.cache}: {views_held} views of {', '.join(keys)}")
+        print_line(f"in all {in_units(found['bytes'])}; next: {shlex.join(following(asked, workspace))}")
+
+
+def following(asked: "ExtractConfig", workspace: "Workspace") -> list[str]:
+    """The words of a command that uses what was extracted."""
+    from kdtool.methods import reference
+
+    words = ["kdtool", "distill", "--method"]
+    if not asked.methods:
+        return [*words, "kda", "--layer", "before_fc", *workspace.words]
+    student = asked.students[0]
+    named = [] if student == workspace.settings.get("student") else ["--student", student]
+    return [*words, reference(asked.methods[0]), *named, *workspace.words]
 
 
 def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractConfig":
