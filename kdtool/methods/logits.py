@@ -38,7 +38,11 @@ def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Logits(Method):
-    """Plain logits beside the cross-entropy, as the other methods; task=0 is the paper's form, the regression alone."""
+    """Plain logits beside the cross-entropy, as the other methods; task=0 is the paper's form, the regression alone.
+
+    weight: of the loss over the number of classes, where it is KD's limit; without that a step of the usual learning
+    rates is too long for 100 classes.
+    """
 
     name: ClassVar[str] = "logits"
     paper: ClassVar[str] = "Ba & Caruana 2014, arXiv 1312.6184"
@@ -59,7 +63,7 @@ class Logits(Method):
 
     def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """One."""
-        return (Stage(weights={"logits": Weight(self.weight)}, task=self.task),)
+        return (Stage(weights={"logits": Weight(self.weight / facts.classes)}, task=self.task),)
 
     def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
         """`logits`."""

@@ -73,7 +73,7 @@ def test_it_is_kd_at_a_high_temperature(temperature: float) -> None:
 
 def test_what_it_asks_for() -> None:
     assert Logits().targets({}, {}) == (vector("after_fc"),)
-    assert Logits().stages({}, {}, FACTS) == (Stage(weights={"logits": Weight(1.0)}, task=1.0),)
+    assert Logits().stages({}, {}, FACTS) == (Stage(weights={"logits": Weight(1.0 / FACTS.classes)}, task=1.0),)
     with pytest.raises(UsageError, match=r"logits\.task"):
         Logits(task=-1)
 
