@@ -61,18 +61,17 @@ SLOPE = 0.1  # of the leaky ReLUs
 CLIP_NORM = 10.0  # of the paraphraser's gradient
 
 
-def factor_loss(student_factor_map: Tensor, teacher_factor_map: Tensor) -> Tensor:
+def factor_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """The mean over B HW of |a_S - a_T|, a = `attention` of a factor (section 3.2 with p = 1; RepDistiller's a).
 
-    student_factor_map (B, F, h, w), teacher_factor_map (B, G, H, W): the larger one is averaged down to the size of the
+    student_map (B, F, h, w), teacher_map (B, G, H, W): the larger one is averaged down to the size of the
     smaller one first. No gradient reaches the teacher's.
     """
     need(
-        len(student_factor_map) == len(teacher_factor_map),
-        f"FT compares factors of the same samples, not {len(student_factor_map)} of the student with "
-        f"{len(teacher_factor_map)}",
+        len(student_map) == len(teacher_map),
+        f"FT compares factors of the same samples, not {len(student_map)} of the student with {len(teacher_map)}",
     )
-    student, teacher = same_size(student_factor_map, teacher_factor_map.detach())
+    student, teacher = same_size(student_map, teacher_map.detach())
     return functional.l1_loss(attention(student), attention(teacher))
 
 

@@ -39,8 +39,8 @@ LAYER = "before_fc"
 def icd_loss(
     student_embedding: Tensor,
     teacher_embedding: Tensor,
-    log_scale: Tensor,
-    bias: Tensor,
+    log_scale: Tensor | float,
+    bias: Tensor | float,
     alpha: float = 0.5,
     max_scale: float = 10.0,
 ) -> Tensor:
@@ -55,7 +55,8 @@ def icd_loss(
         f"ICD compares embeddings of one size, not {tuple(student_embedding.shape)} of the student with "
         f"{tuple(teacher_embedding.shape)} of the teacher",
     )
-    scale = log_scale.clamp(max=math.log(max_scale)).exp()
+    logarithm = torch.as_tensor(log_scale, dtype=student_embedding.dtype, device=student_embedding.device)
+    scale = logarithm.clamp(max=math.log(max_scale)).exp()
     ours, theirs = functional.normalize(student_embedding), functional.normalize(teacher_embedding)
     similar = scale * (ours @ theirs.T) + bias
     from_student, from_teacher = functional.log_softmax(similar, 1), functional.log_softmax(similar.T, 1)
