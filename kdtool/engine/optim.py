@@ -86,8 +86,8 @@ def recipe(name: str) -> Recipe:
 
 
 def milestone_epochs(plan: Recipe) -> list[int]:
-    """The epochs, from 0, at whose start the step schedule drops."""
-    return [round(fraction * plan.epochs) for fraction in plan.milestones]
+    """The epochs, from 0, at whose start the step schedule drops; at least one epoch has the full rate."""
+    return [max(1, round(fraction * plan.epochs)) for fraction in plan.milestones]
 
 
 def warmup_epochs(plan: Recipe) -> int:

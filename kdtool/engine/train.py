@@ -25,6 +25,7 @@ from kdtool.engine.optim import Recipe, build_optimizer, learning_rate, mileston
 from kdtool.engine.runs import Row, RunFolder
 from kdtool.engine.state import CHECK_STEPS, Running, begin, check_finite, epochs_before, resume, save, train_mode
 from kdtool.errors import UsageError
+from kdtool.methods.precision import wide
 from kdtool.models.taps import TapReader
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import CLEAN, Batch, Cached, Stage
@@ -138,16 +139,11 @@ def _losses(
     """(term -> weight and value, logits, taps) of the student on a batch."""
     with autocast(job.device, job.precision):
         logits, taps = reader(images)
-    logits, taps = at_least_float32(logits), {tap: at_least_float32(value) for tap, value in taps.items()}
+    logits, taps = wide(logits), {tap: wide(value) for tap, value in taps.items()}
     losses = {"task": (stage.task, functional.cross_entropy(logits, batch.labels))} if stage.task else {}
     for bound in _active(job, stage):
         losses |= _terms(bound, stage, running, taps, cached, batch)
     return losses, logits, taps
-
-
-def at_least_float32(value: Tensor) -> Tensor:
-    """Losses are computed in float32 or better, whatever autocast gave."""
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _terms(

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
 from kdtool.methods.maps import MapMethod, MapPair, Paired, every_stage
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.regressor import check_regressor, regressor
 from kdtool.targets import Batch, Cached, Facts, Shape, Shapes, Stage, Target
@@ -39,6 +40,7 @@ PREACT = ".preact"
 BITS = 8
 
 
+@at_least_float32
 def ab_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """sum_i 2^(i-n+1) 3/(1000 B) l_i, i = 0..n-1 from the lowest level to the highest (Eq. 4; factors: RepDistiller).
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, Size, every_stage, pooled_to, same_size, size_suffix
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Shapes, Target
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kdtool.targets import Arrays, Fitted, Taps
 
 
+@at_least_float32
 def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """The mean over B HW of (a_S - a_T)^2, a = `attention` of a map (Eq. 2 with p = 2; the mean: RepDistiller).
 

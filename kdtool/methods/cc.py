@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import Tensor, nn
 
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import FittedResults, Method, need
 from kdtool.methods.vectors import VALUES, flat, known_layer, pooled, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 LAYER = "before_fc"
 
 
+@at_least_float32
 def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean over i = 1 .. B-1 of sum_k d_ik d_(i+1)k, d = |e_S - e_T| (RepDistiller; no equation of the paper).
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import FittedResults, Method, need
 from kdtool.methods.vectors import VALUES, flat, known_layer, pooled, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -42,6 +43,7 @@ LAYER = "before_fc"
 EPSILON = 1e-7  # the reference adds it to the denominators
 
 
+@at_least_float32
 def contrast_loss(scores: Tensor, samples: int) -> Tensor:
     """-(1/B) [sum log(o_+ / (o_+ + c + 1e-7)) + sum log(c / (o_- + c + 1e-7))] with c = K / n, in nats.
 

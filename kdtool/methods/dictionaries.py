@@ -39,6 +39,7 @@ from kdtool import files
 from kdtool.errors import unknown
 from kdtool.methods.learning import MakeOptimizer, descend, forget_moments
 from kdtool.methods.maps import whole_map
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Facts, FitBatch, Shape, Target
 
@@ -52,12 +53,14 @@ LEARNED = ("dictionary", "bias")
 PIECE = 2**22  # scores at a time: larger blocks of memory make a CPU slower, smaller ones waste wide matrix products
 
 
+@at_least_float32
 def similarity(features: Tensor, dictionary: Tensor, bias: Tensor | float, kernel: str = "sigmoid") -> Tensor:
     """How near every pixel is to every atom: maps (N, C, H, W) and atoms (C, M) to (N, M, H, W)."""
     scores = _scores(_pixels(features), dictionary, bias, kernel)
     return _map_of(_similar(scores, bias, kernel), features)
 
 
+@at_least_float32
 def sparse_code(
     features: Tensor, dictionary: Tensor, bias: Tensor | float, active: int, kernel: str = "sigmoid"
 ) -> Tensor:
@@ -69,6 +72,7 @@ def sparse_code(
     return _map_of(_dense(scores, *_kept(scores, bias, active, kernel)), features)
 
 
+@at_least_float32
 def reconstruct(code: Tensor, dictionary: Tensor) -> Tensor:
     """D times the code of every pixel: codes (N, M, H, W) to maps (N, C, H, W)."""
     with full_precision(code):
@@ -76,6 +80,7 @@ def reconstruct(code: Tensor, dictionary: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@at_least_float32
 def labels(
     features: Tensor, dictionary: Tensor, bias: Tensor | float, active: int, kernel: str = "sigmoid"
 ) -> tuple[Tensor, Tensor]:

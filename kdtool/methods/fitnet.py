@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
 from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, second_stage, whole_map
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.regressor import check_regressor, regressor
 from kdtool.methods.vectors import VALUES
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kdtool.targets import Arrays
 
 
+@at_least_float32
 def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """The mean over all elements of (r - t)^2 (Eq. 3 of the paper, which halves and sums; the mean: RepDistiller).
 

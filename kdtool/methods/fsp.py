@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
 from kdtool.methods.maps import MapMethod, MapPair, Paired, every_stage, same_size
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Batch, Cached, Facts, Shape, Shapes, Stage, Target
@@ -40,6 +41,7 @@ def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
     return torch.einsum("bdhw,bchw->bdc", above, below) / (above.shape[2] * above.shape[3])
 
 
+@at_least_float32
 def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """The sum over consecutive maps of the mean over batch and matrix of (G_S - G_T)^2 (Eq. 2; mean: RepDistiller).
 

@@ -46,6 +46,7 @@ from kdtool.methods.maps import (
     size_suffix,
     whole_map,
 )
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Facts, FitBatch, Shape, Shapes, Target
@@ -61,6 +62,7 @@ SLOPE = 0.1  # of the leaky ReLUs
 CLIP_NORM = 10.0  # of the paraphraser's gradient
 
 
+@at_least_float32
 def factor_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """The mean over B HW of |a_S - a_T|, a = `attention` of a factor (section 3.2 with p = 1; RepDistiller's a).
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import FittedResults, Method, need
 from kdtool.methods.vectors import VALUES, flat, known_layer, pooled, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 LAYER = "before_fc"
 
 
+@at_least_float32
 def icd_loss(
     student_embedding: Tensor,
     teacher_embedding: Tensor,

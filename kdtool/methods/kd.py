@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import Method, need
 from kdtool.methods.vectors import VALUES, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from kdtool.targets import Taps
 
 
+@at_least_float32
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """(T^2 / B) sum_i KL(softmax(z_T / T) || softmax(z_S / T)), in nats.
 

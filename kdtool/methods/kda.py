@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool import philox
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import FittedResults, Method, need
 from kdtool.methods.vectors import VALUES, ClassCentres, ClassClusters, flat, known_layer, pooled, vector
 from kdtool.targets import Batch, Cached, Facts, Fit, Shapes, Stage, Target, Weight
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kdtool.targets import Taps
 
 
+@at_least_float32
 def kda_loss(student: Tensor, teacher: Tensor, student_landmarks: Tensor, teacher_landmarks: Tensor) -> Tensor:
     """sum_ic huber(<x_S^i, d_S^c> - <x_T^i, d_T^c>) / ||C_T||_F over the batch (Eq. 4; normaliser: official code).
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import Method, need
 from kdtool.methods.vectors import VALUES, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kdtool.targets import Taps
 
 
+@at_least_float32
 def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """(1 / 2B) sum_i ||z_S - z_T||^2 (Eq. 1).
 

@@ -40,6 +40,7 @@ from kdtool.methods.maps import (
     size_suffix,
     whole_map,
 )
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Shapes, Target
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from kdtool.targets import Arrays, Fitted, Taps
 
 
+@at_least_float32
 def nst_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """mean k(T, T) + mean k(S, S) - 2 mean k(S, T) over pairs of channels and the batch, k(a, b) = <a, b>^2.
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import Method, need
 from kdtool.methods.vectors import VALUES, known_layer, pooled, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -38,6 +39,7 @@ LAYER = "before_fc"
 EPSILON = 1e-7
 
 
+@at_least_float32
 def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean over B^2 of P_T log((P_T + 1e-7) / (P_S + 1e-7)), P = `neighbours`, in nats.
 

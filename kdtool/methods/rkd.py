@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import Method, need
 from kdtool.methods.vectors import VALUES, known_layer, pooled, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 LAYER = "before_fc"
 
 
+@at_least_float32
 def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
     """distance_weight * mean huber(D_S - D_T) + angle_weight * mean huber(A_S - A_T) (sections 3.2.1 and 3.2.2).
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, last_stage, whole_map
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Shapes, Target
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kdtool.targets import Arrays
 
 
+@at_least_float32
 def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """||G_T - G_S||_F^2 / B^2, G = F F^T (B, B) with rows over their norms, F (B, C H W) (Eq. 1 to 3).
 

@@ -40,6 +40,7 @@ from kdtool.methods.dictionaries import (
 )
 from kdtool.methods.kd import kd_loss
 from kdtool.methods.maps import MapPair, Paired, map_pairs, stage_taps
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import FittedResults, Method, need
 from kdtool.methods.vectors import VALUES, vector
 from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
@@ -62,6 +63,7 @@ LABELS = ("both", "pixel", "image")
 ATOM_LIMIT = 2**16  # pixel labels are stored as uint16
 
 
+@at_least_float32
 def pixel_loss(student_similarity: Tensor, pixel_labels: Tensor) -> Tensor:
     """Cross-entropy of the teacher's nearest atom at every pixel, mean over N H W, in nats (Eq. 4).
 
@@ -69,24 +71,20 @@ def pixel_loss(student_similarity: Tensor, pixel_labels: Tensor) -> Tensor:
     sigmoid, are the logits, in the paper and in the code; as they lie in [0, 1], the loss is never below
     ln(e + M - 1) - 1.
     """
-    logits = _wide(student_similarity).movedim(1, -1).flatten(0, -2)
+    logits = student_similarity.movedim(1, -1).flatten(0, -2)
     return functional.cross_entropy(logits, pixel_labels.flatten().long())
 
 
+@at_least_float32
 def image_loss(student_similarity: Tensor, image_labels: Tensor) -> Tensor:
     """Binary cross-entropy of the mean similarity over the pixels, mean over N M, in nats (Eq. 5).
 
     student_similarity (N, M, H, W) in [0, 1], the mean over all of it and not over a sparse code; image_labels (N, M).
     Logarithms are clamped at -100. The least value is the entropy of the labels.
     """
-    wide = _wide(student_similarity)
-    mean = wide.mean((2, 3)).clamp(max=1)  # a mean of ones may round to more
-    with full_precision(wide):
+    mean = student_similarity.mean((2, 3)).clamp(max=1)  # a mean of ones may round to more
+    with full_precision(mean):
         return functional.binary_cross_entropy(mean, image_labels.to(mean.dtype))
-
-
-def _wide(similar: Tensor) -> Tensor:
-    return similar if similar.dtype == torch.float64 else similar.float()
 
 
 @dataclass(frozen=True)

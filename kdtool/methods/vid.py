@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, every_stage, pooled_to, whole_map
+from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
 from kdtool.methods.vectors import VALUES
 from kdtool.targets import Shapes, Target
@@ -37,6 +38,7 @@ BEGIN = 5.0  # the variance before training
 LOG_SCALE_INIT = (BEGIN - FLOOR) + math.log(-math.expm1(-(BEGIN - FLOOR)))
 
 
+@at_least_float32
 def vid_loss(predicted_mean: Tensor, teacher_map: Tensor, log_scale: Tensor) -> Tensor:
     """The mean over all elements of ((mu - t)^2 / var_c + ln var_c) / 2, var_c = softplus(l_c) + 1e-5 (Eq. 5).
 
