@@ -9,11 +9,14 @@ if __name__ != "kdtool.cache":
 
 from kdtool.cache.arrays import DTYPES, ArraySpec
 from kdtool.cache.blocks import write_block
+from kdtool.cache.convert import export_hdf5, import_hdf5, verify_hdf5
+from kdtool.cache.drop import Choice, drop, dropped_bytes
 from kdtool.cache.identity import FORMAT, difference
 from kdtool.cache.info import info
 from kdtool.cache.layout import PARTS, Contents, FitContents, Layout, default_block
 from kdtool.cache.opening import require_space
 from kdtool.cache.reader import Cache, open_cache
+from kdtool.cache.repair import Repairer, open_damaged
 from kdtool.cache.rows import CachedArray
 from kdtool.cache.verify import Problem, verify
 from kdtool.cache.writer import CacheWriter, create_or_open
@@ -26,16 +29,24 @@ __all__ = [
     "Cache",
     "CacheWriter",
     "CachedArray",
+    "Choice",
     "Contents",
     "FitContents",
     "Layout",
     "Problem",
+    "Repairer",
     "create_or_open",
     "default_block",
     "difference",
+    "drop",
+    "dropped_bytes",
+    "export_hdf5",
+    "import_hdf5",
     "info",
     "open_cache",
+    "open_damaged",
     "require_space",
     "verify",
+    "verify_hdf5",
     "write_block",
 ]

@@ -20,12 +20,18 @@ def write_block(
     arrays: key -> array -> (rows, ...), where rows are the block's samples without padding. ValueError where they are
     not what was declared, or where the block is committed already.
     """
-    manifest = cache.manifest
-    for key, given in arrays.items():
-        _check(manifest, part, key, view, block, given)
-    contents = (item for key in sorted(arrays) for item in _encoded(manifest, part, key, view, block, arrays[key]))
-    written = write_files(cache.path, contents)
+    written = write_files(cache.path, encode_block(cache, part, view, block, arrays))
     return {"part": part, "view": view, "block": block, "keys": sorted(arrays), "files": written}
+
+
+def encode_block(
+    cache: Cache, part: str, view: int, block: int, arrays: Mapping[str, Mapping[str, Array]]
+) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every chunk file of one block, one after the other; arguments and errors as above."""
+    for key, given in arrays.items():
+        _check(cache.manifest, part, key, view, block, given)
+    for key in sorted(arrays):
+        yield from _encoded(cache.manifest, part, key, view, block, arrays[key])
 
 
 def check_record(manifest: Manifest, record: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ RECORD = re.compile("[0-9a-f]{8} [0-9a-f]{64}")
 
 def repair(root: Path) -> str:
     """The commands that an error about a damaged cache names."""
-    return f"`kdtool cache verify {root}` lists all damage; restore a copy, or remove the cache and extract again"
+    return f"`kdtool cache verify {root}` lists all damage, `kdtool cache repair {root}` mends it"
 
 
 def crc32c(body: Array | bytes) -> int:

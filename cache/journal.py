@@ -1,4 +1,7 @@
-"""The two files that hold a cache's manifest: manifest.json, and journal.jsonl with what has been added since.
+"""The files that hold a cache's manifest: manifest.json, its copy, and journal.jsonl with what has been added since.
+
+The copy is there for `kdtool cache repair`, and nobody else reads it: what the other files of a cache say can be told
+from the manifest and the teacher, and what the manifest says from nothing else.
 
 Left out: the meaning of the records (kdtool.cache.manifest).
 """
@@ -14,7 +17,8 @@ from kdtool.cache.lines import read_lines, seal
 from kdtool.cache.manifest import Manifest
 from kdtool.errors import DamageError, IdentityError, UsageError
 
-MANIFEST, JOURNAL, PROVENANCE, LOCK, SCRATCH = "manifest.json", "journal.jsonl", "provenance.jsonl", "lock", "scratch"
+MANIFEST, COPY, JOURNAL = "manifest.json", "manifest.copy.json", "journal.jsonl"
+PROVENANCE, LOCK, SCRATCH = "provenance.jsonl", "lock", "scratch"
 ATTRIBUTE = "kdtool_format"  # in the root group's zarr.json, so that a cache without its manifest is known for one
 
 
@@ -34,17 +38,19 @@ def load(root: Path) -> Manifest:
     if not holds_cache(root):
         raise UsageError(f"no cache at {root}; `kdtool extract` makes one, --cache names another folder")
     lines, _ = read_lines(root / JOURNAL, repair(root))  # first: a writer may fold it into the manifest meanwhile
-    body = _read_manifest(root)
-    try:
-        return _parse(body, lines)
-    except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
-        raise DamageError(f"{root / MANIFEST} or its journal describes no cache ({error}); {repair(root)}") from error
+    return parse(root, read(root / MANIFEST), lines)
 
 
 def create(root: Path, manifest: Manifest) -> None:
     """Writes the manifest of a new cache."""
-    files.write_json(root / MANIFEST, manifest.to_json())
+    write(root, manifest)
     files.sync_folder(root.parent)
+
+
+def write(root: Path, manifest: Manifest) -> None:
+    """Writes the manifest and, before it, its copy."""
+    for name in (COPY, MANIFEST):
+        files.write_json(root / name, manifest.to_json())
 
 
 def append(root: Path, addition: dict[str, Any]) -> None:
@@ -55,24 +61,41 @@ def append(root: Path, addition: dict[str, Any]) -> None:
 def fold(root: Path, manifest: Manifest) -> None:
     """Writes the manifest and removes the journal, which it holds; does nothing where there is no journal."""
     if (root / JOURNAL).exists():
-        files.write_json(root / MANIFEST, manifest.to_json())
-        (root / JOURNAL).unlink()
-        files.sync_folder(root)
+        write(root, manifest)
+        with files.explained(root):
+            (root / JOURNAL).unlink()
+            files.sync_folder(root)
 
 
-def _read_manifest(root: Path) -> dict[str, Any]:
-    if not (root / MANIFEST).is_file():
-        raise DamageError(f"{root / MANIFEST} is missing; {repair(root)}")
-    body = files.read_json(root / MANIFEST, repair(root))
+def mend_copy(root: Path) -> None:
+    """Writes the manifest's copy where it is not one: a writer was killed between the two, or it is damaged."""
+    content = (root / MANIFEST).read_bytes()
+    if not (root / COPY).is_file() or (root / COPY).read_bytes() != content:
+        files.write(root / COPY, content)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The fields of a manifest's file, its checksum and format compared; DamageError or IdentityError otherwise."""
+    if not path.is_file():
+        raise DamageError(f"{path} is missing; {repair(path.parent)}")
+    body = files.read_json(path, repair(path.parent))
     if body.get("format") != FORMAT:
         raise IdentityError(
-            f"{root} is a cache of format {body.get('format')!r}; this kdtool reads format {FORMAT}: use the kdtool "
-            "that wrote it, or name another folder with --cache"
+            f"{path.parent} is a cache of format {body.get('format')!r}; this kdtool reads format {FORMAT}: use the "
+            "kdtool that wrote it, or name another folder with --cache"
         )
     return body
 
 
-def _parse(body: dict[str, Any], lines: list[dict[str, Any]]) -> Manifest:
+def parse(root: Path, body: dict[str, Any], lines: list[dict[str, Any]]) -> Manifest:
+    """The manifest that a file's fields and the lines of the journal make; DamageError where they make none."""
+    try:
+        return _parsed(body, lines)
+    except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
+        raise DamageError(f"{root / MANIFEST} or its journal describes no cache ({error}); {repair(root)}") from error
+
+
+def _parsed(body: dict[str, Any], lines: list[dict[str, Any]]) -> Manifest:
     manifest = Manifest(dict(body["identity"]), Layout.from_json(body["layout"]))
     if manifest.digest != body["identity_digest"]:
         raise ValueError("identity_digest is not that of the identity")

@@ -36,6 +36,14 @@ def read_lines(path: Path, repair: str) -> tuple[list[dict[str, Any]], bool]:
     return whole, torn
 
 
+def intact_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a file that are whole, wherever they stand, and the number of lines that are not."""
+    content = path.read_bytes() if path.is_file() else b""
+    records = [_opened(line) for line in content.split(b"\n") if line]
+    whole = [record for record in records if record is not None]
+    return whole, len(records) - len(whole)
+
+
 def _opened(line: bytes) -> dict[str, Any] | None:
     """The record of a line, None where the line is not byte for byte what `seal` gives for it."""
     try:

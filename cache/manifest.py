@@ -6,7 +6,7 @@ writing chunks (kdtool.cache.writer) and the zarr metadata that follow from the 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,26 @@ class Manifest:
             self._add_fit(key, FitContents.from_json(value))
         for name, recorded in addition.get("files", {}).items():
             self._add_file(name, recorded)
+
+    def without(
+        self, names: Collection[str] = (), keys: Collection[str] = (), fits: Collection[str] = ()
+    ) -> "Manifest":
+        """The manifest without some files, and without some keys and fits and all their files."""
+
+        def stays(name: str) -> bool:
+            part, owner = name.split("/")[:2]
+            return name not in names and owner not in (fits if part == "fitted" else keys)
+
+        record = self.to_json()
+        kept = Manifest(self.identity, self.layout)
+        kept.add(
+            {
+                "contents": {key: value for key, value in record["contents"].items() if key not in keys},
+                "fits": {key: value for key, value in record["fits"].items() if key not in fits},
+                "files": {name: value for name, value in self.files.items() if stays(name)},
+            }
+        )
+        return kept
 
     def to_json(self) -> dict[str, Any]:
         """The fields of manifest.json, without its checksum."""

@@ -32,16 +32,15 @@ def require_space(path: Path | str, bytes_needed: int) -> None:
 
 def usable(root: Path) -> bool:
     """Whether a folder is a cache, or holds nothing but what a writer leaves that was killed while it made one."""
-    begun = {journal.LOCK, journal.MANIFEST + files.PARTIAL}
+    copy = journal.COPY
+    begun = {journal.LOCK, copy, copy + files.PARTIAL, journal.MANIFEST + files.PARTIAL}
     return root.is_dir() and (journal.holds_cache(root) or {entry.name for entry in root.iterdir()} <= begun)
 
 
 def open_manifest(root: Path, identity: dict[str, Any], layout: Layout) -> Manifest:
-    """The manifest of the cache at `root`, made where there is none; IdentityError where it is of something else."""
+    """The manifest of the cache at `root`, an empty one where there is none; IdentityError where it is another's."""
     if not journal.holds_cache(root):
-        manifest = Manifest(identity, layout)
-        journal.create(root, manifest)
-        return manifest
+        return Manifest(identity, layout)
     manifest = journal.load(root)
     found = {"identity": manifest.identity, "layout": manifest.layout.to_json()}
     wanted = {"identity": identity, "layout": layout.to_json()}
@@ -56,13 +55,20 @@ def tidy(root: Path, manifest: Manifest) -> None:
     links = [name for name in names if (root / name).is_symlink()]
     if links:
         raise DamageError(f"{root / links[0]} is a link: a cache holds none; {repair(root)}")
-    files.sweep(root)
-    for name in tree.strays(manifest, names):
-        if tree.CHUNK.fullmatch(name):
-            (root / name).unlink()
+    sweep(root, manifest)
     write_files(root, tree.stale_metadata(root, manifest))
     journal.fold(root, manifest)
+    journal.mend_copy(root)
     mend_provenance(root)
+
+
+def sweep(root: Path, manifest: Manifest) -> None:
+    """Removes half-written files, and what lies where a writer puts chunks and metadata without being recorded."""
+    with files.explained(root):
+        files.sweep(root)
+        for name in tree.strays(manifest, tree.walk(root)):
+            if tree.CHUNK.fullmatch(name) or tree.METADATA.fullmatch(name):
+                (root / name).unlink()
 
 
 def mend_provenance(root: Path) -> None:

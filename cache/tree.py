@@ -13,14 +13,15 @@ from pathlib import Path
 from kdtool.cache.arrays import Grid, group_metadata, whole
 from kdtool.cache.chunks import repair
 from kdtool.cache.identity import FORMAT
-from kdtool.cache.journal import ATTRIBUTE, JOURNAL, LOCK, MANIFEST, PROVENANCE, SCRATCH
+from kdtool.cache.journal import ATTRIBUTE, COPY, JOURNAL, LOCK, MANIFEST, PROVENANCE, SCRATCH
 from kdtool.cache.manifest import Manifest
 from kdtool.errors import DamageError
 
 METADATA_BYTES = 10_000  # no zarr.json is as large as this
 
-# Where a writer puts chunks: what lies there without a record was left by one that was killed.
+# Where a writer puts chunks and metadata: what lies there without a record was left by one that was killed.
 CHUNK = re.compile(r"(train|train_clean|validation|test|fitted)/.+/c(/[0-9]+)*")
+METADATA = re.compile(r"(train|train_clean|validation|test|fitted)/([^/]+/){0,2}zarr\.json")
 
 
 def all_grids(manifest: Manifest) -> list[Grid]:
@@ -82,17 +83,17 @@ def stale_metadata(root: Path, manifest: Manifest) -> list[tuple[str, bytes]]:
 
 
 def walk(root: Path) -> list[str]:
-    """The files of a cache as paths below it, sorted, those in its scratch folder left out; links count as files."""
+    """The files of a cache as paths below it, sorted; links count as files. Of the scratch folder it has links only."""
     found = []
     for folder, folders, names in os.walk(root):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         found += [(Path(folder) / name).relative_to(root).as_posix() for name in names + links]
-    return sorted(name for name in found if not name.startswith(f"{SCRATCH}/"))
+    return sorted(name for name in found if not name.startswith(f"{SCRATCH}/") or (root / name).is_symlink())
 
 
 def strays(manifest: Manifest, names: list[str]) -> list[str]:
     """Those of the files below a cache that neither its manifest nor the format knows."""
-    known = {MANIFEST, JOURNAL, PROVENANCE, LOCK, *manifest.files, *metadata(manifest)}
+    known = {MANIFEST, COPY, JOURNAL, PROVENANCE, LOCK, *manifest.files, *metadata(manifest)}
     return [name for name in names if name not in known]
 
 

@@ -4,10 +4,10 @@ Nothing is changed, and nothing that a hostile cache holds is trusted: paths com
 links are refused, and a file is read only where it has the size that the manifest implies.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,22 +51,34 @@ def verify(path: Path | str, progress: Callable[[int], None] = lambda _: None) -
 
 def _texts(root: Path) -> Iterator[Problem]:
     """Manifest, journal and provenance, byte for byte: two texts can have the same meaning and the same checksum."""
-    for name, check in ((journal.MANIFEST, _manifest), (journal.JOURNAL, _lines), (journal.PROVENANCE, _lines)):
+    checks = {journal.MANIFEST: _manifest, journal.COPY: _copy, journal.JOURNAL: _lines, journal.PROVENANCE: _lines}
+    for name, check in checks.items():
         try:
-            check(root / name, repair(root))
+            check(root / name)
         except DamageError as error:
             yield Problem(name, str(error))
 
 
-def _manifest(path: Path, mend: str) -> None:
-    body = files.read_json(path, mend) if path.is_file() else {}
-    text = json.dumps({**body, "checksum": files.digest(body)}, indent=1, sort_keys=True) + "\n"
-    if not body or path.read_bytes() != text.encode():
-        raise DamageError(f"{path} is missing, or not written as kdtool writes it; {mend}")
+def _manifest(path: Path) -> dict[str, Any]:
+    body = journal.read(path)
+    if path.read_bytes() != files.checked_json(body):
+        raise DamageError(f"{path} is not written as kdtool writes it; {repair(path.parent)}")
+    return body
 
 
-def _lines(path: Path, mend: str) -> None:
-    _, torn = read_lines(path, mend)
+def _copy(path: Path) -> None:
+    """The copy may be of another moment, where a writer was killed between the two, but of the same cache."""
+    body, manifest = _manifest(path), path.with_name(journal.MANIFEST)
+    try:
+        held = journal.read(manifest)
+    except DamageError:
+        return  # which is told of the manifest itself
+    if body.get("identity_digest") != held.get("identity_digest"):
+        raise DamageError(f"{path} is the manifest of another cache; {repair(path.parent)}")
+
+
+def _lines(path: Path) -> None:
+    _, torn = read_lines(path, repair(path.parent))
     if torn:
         raise DamageError(
             f"the last line of {path} is torn; a killed writer left it, the next `kdtool extract` removes it"
@@ -74,7 +86,7 @@ def _lines(path: Path, mend: str) -> None:
 
 
 def _stray(name: str) -> str:
-    if tree.CHUNK.fullmatch(name) or name.endswith(files.PARTIAL):
+    if tree.CHUNK.fullmatch(name) or tree.METADATA.fullmatch(name) or name.endswith(files.PARTIAL):
         return "is not recorded: a killed writer left it; the next `kdtool extract` removes it"
     return "does not belong to a cache; remove it"
 

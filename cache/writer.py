@@ -6,7 +6,7 @@ next writer removes. Resumed or not, the same additions give the same bytes. Lef
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,29 @@ from kdtool.cache.chunks import Array, encode_whole, record_of, write_files
 from kdtool.cache.identity import difference, plain, refuse
 from kdtool.cache.layout import Contents, FitContents, Layout
 from kdtool.cache.lines import seal
-from kdtool.cache.opening import mend_provenance, open_manifest, tidy, usable
+from kdtool.cache.opening import mend_provenance, open_manifest, require_space, tidy, usable
 from kdtool.cache.reader import Cache
 from kdtool.errors import IdentityError, UsageError
 
 
 @contextlib.contextmanager
-def create_or_open(path: Path | str, identity: Mapping[str, Any], layout: Layout) -> Iterator["CacheWriter"]:
+def create_or_open(
+    path: Path | str, identity: Mapping[str, Any], layout: Layout, room: Callable[[Cache], int] = lambda _: 0
+) -> Iterator["CacheWriter"]:
     """Creates the cache at `path`, or opens it to go on; leaving the block without an error calls `finish`.
 
-    identity: plain values. ResourceError where another process writes into it, IdentityError where it is a cache of
-    something else, UsageError where the folder holds other things, DamageError where the cache is damaged.
+    identity: plain values. room: the bytes that will be written, asked before the first is. ResourceError where the
+    disk has fewer, or another process writes into the cache, IdentityError where it is a cache of something else,
+    UsageError where the folder holds other things, DamageError where the cache is damaged.
     """
     root = Path(path)
     if root.exists() and not usable(root):
         raise UsageError(f"{root} is there and is no cache; name another folder with --cache")
     with files.lock(root / journal.LOCK, "writing into"):
         manifest = open_manifest(root, plain(dict(identity)), layout)
+        require_space(root, room(Cache(root, manifest)))
+        if not journal.holds_cache(root):
+            journal.create(root, manifest)
         tidy(root, manifest)
         writer = CacheWriter(Cache(root, manifest))
         yield writer
@@ -91,7 +97,11 @@ class CacheWriter:
 
     def commit(self, part: str, view: int, block: int, arrays: Mapping[str, Mapping[str, Array]]) -> None:
         """Stores one block of one view for some keys, all or nothing; `arrays` as for `write_block`."""
-        self.record(write_block(self.cache, part, view, block, arrays))
+        self.record(self.write(part, view, block, arrays))
+
+    def write(self, part: str, view: int, block: int, arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, Any]:
+        """The first half of `commit`: writes the files, and gives what `record` takes."""
+        return write_block(self.cache, part, view, block, arrays)
 
     def record(self, block: Mapping[str, Any]) -> None:
         """Records a block that `write_block` wrote, here or in another process; ValueError where it is not whole."""
@@ -123,6 +133,9 @@ class CacheWriter:
     def finish(self) -> None:
         """Folds the journal into the manifest, and removes the scratch folder where it is empty."""
         journal.fold(self.cache.path, self.cache.manifest)
+        self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
         with contextlib.suppress(OSError):
             (self.cache.path / journal.SCRATCH).rmdir()
 

@@ -1,17 +1,29 @@
-"""`kdtool cache`: what a cache holds, and whether it is intact."""
+"""`kdtool cache`: what a cache holds, whether it is intact, mending, dropping and moving it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdtool.cli import options as o
-from kdtool.cli.console import Shown, folded, in_units, print_json, print_line, print_table
+from kdtool.cli.console import Shown, folded, in_units, need_terminal, print_json, print_line, print_table
 from kdtool.errors import DamageError
 
-app = typer.Typer(no_args_is_help=True, help="Look into a cache and check it.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    from kdtool.engine.recorded import Again
+    from kdtool.engine.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look into a cache, check, mend, shrink and move it.", rich_markup_mode=None
+)
 
 Place = Annotated[Path | None, typer.Argument(help="The cache.  [default: cache.zarr]")]
+Replay = Annotated[int | None, typer.Option("--replay", help="Ask the teacher for so many random rows again.")]
+Keys = Annotated[list[str] | None, typer.Option("--key", help="Drop this key; repeat for several.")]
+Fits = Annotated[list[str] | None, typer.Option("--fit", help="Drop this fit; repeat for several.")]
+KeepViews = Annotated[int | None, typer.Option("--keep-views", help="Drop all views but the first so many.")]
+Sure = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Own = Annotated[list[str] | None, typer.Option("--for", help="Method of your own whose keys the cache holds.")]
 
 
 @app.command("info")
@@ -49,27 +61,184 @@ def show_info(cache: Place = None, folder: o.Folder = Path(), json: o.Json = Fal
 
 
 @app.command()
-def verify(cache: Place = None, folder: o.Folder = Path(), json: o.Json = False, quiet: o.Quiet = False) -> None:
-    """Read every file of a cache and compare it with what was recorded.
+def verify(
+    cache: Place = None,
+    rows: Replay = None,
+    own: Own = None,
+    device: o.Device = None,
+    data_folder: o.DataFolder = None,
+    folder: o.Folder = Path(),
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compare every byte of a cache, or of an exported file, with the manifest.
 
-    Example: kdtool cache verify
+    Example: kdtool cache verify --replay 100
     """
-    from kdtool.cache import info
+    from kdtool.cache import verify_hdf5
     from kdtool.cache import verify as run
 
-    path = o.open_workspace(folder, cache).cache
+    workspace = o.open_workspace(folder, cache)
+    path = workspace.cache
     with Shown(quiet) as shown:
-        shown.begin("verify", int(info(path)["bytes"]))
-        problems = run(path, lambda done: shown.advance(done))
-    if json:
-        print_json([{"file": problem.file, "problem": problem.what} for problem in problems])
-    else:
+        if path.is_file():
+            shown.begin("verify", path.stat().st_size)
+            problems = verify_hdf5(path, shown.advance)
+        else:
+            shown.begin("verify", _size(path))
+            problems = run(path, shown.advance)
+    if not json:
         for problem in problems:
             print_line(f"{problem.file}: {problem.what}")
+    elif rows is None or problems:
+        print_json([{"file": problem.file, "problem": problem.what} for problem in problems])
     if problems:
         raise DamageError(
-            f"{path} has {len(problems)} damaged or missing files, the first is {problems[0].file}; restore them from "
-            "a copy, or remove the cache and extract again"
+            f"{path} has {len(problems)} damaged or missing files, the first is {problems[0].file}; "
+            + (f"`kdtool cache repair {path}` mends them" if path.is_dir() else "export it again")
         )
     if not json:
         print_line(f"{path} is intact")
+    if rows is not None:
+        _replay(workspace, rows, o.again(device, data_folder, own), json, quiet)
+
+
+def _replay(workspace: "Workspace", rows: int, again: "Again", json: bool, quiet: bool) -> None:
+    """Asks the teacher for some rows again and tells how far they are from the cache."""
+    from numpy.random import default_rng
+
+    from kdtool.engine.replay import replay
+
+    with Shown(quiet) as shown:
+        found, unknown = replay(workspace, rows, again, shown, default_rng())
+    if json:
+        print_json([{**vars(result), "right": result.right} for result in found])
+    else:
+        parts = [
+            (f"{r.part}/{folded(r.key)}/{r.array}", r.rows, r.identical, f"{r.difference:.1e}", f"{r.bound:g}")
+            for r in found
+        ]
+        print_table("what the teacher says again", ("array", "rows", "same bits", "difference", "bound"), parts)
+        for key in unknown:
+            print_line(f"{key} was left out: no method of kdtool stores it; name yours with --for path.to:MyMethod")
+    wrong = [result for result in found if not result.right]
+    if wrong:
+        view, position = wrong[0].worst or (0, 0)
+        raise DamageError(
+            f"{workspace.cache} does not say what its teacher says: {len(wrong)} arrays are outside of their bounds, "
+            f"{wrong[0].part}/{wrong[0].key}/{wrong[0].array} in view {view} at position {position} among them; "
+            "extract into another --cache"
+        )
+
+
+@app.command()
+def repair(
+    cache: Place = None,
+    own: Own = None,
+    device: o.Device = None,
+    data_folder: o.DataFolder = None,
+    folder: o.Folder = Path(),
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Mend damage; the teacher is asked again for lost chunks alone.
+
+    Example: kdtool cache repair
+    """
+    from kdtool.cache import verify as run
+    from kdtool.engine.repair import repair as mend
+    from kdtool.progress import stoppable
+
+    workspace = o.open_workspace(folder, cache)
+    with Shown(quiet) as shown, stoppable() as stop:
+        shown.begin("look", _size(workspace.cache))
+        found = mend(workspace, o.again(device, data_folder, own), shown, stop)
+        shown.begin("verify", _size(workspace.cache))
+        left = run(workspace.cache, shown.advance)
+    if json:
+        print_json({"written_again": list(found.again), "recomputed": list(found.chunks)})
+    else:
+        for line in (*found.again, *(f"{name}: computed again" for name in found.chunks)):
+            print_line(line)
+    if left:
+        raise DamageError(f"{workspace.cache}: {left[0].file} {left[0].what}")
+    if not json:
+        print_line(f"{workspace.cache} is intact")
+
+
+@app.command()
+def drop(
+    cache: Place = None,
+    keys: Annotated[list[str] | None, typer.Option("--key", help="Drop this key; repeat for several.")] = None,
+    fits: Annotated[list[str] | None, typer.Option("--fit", help="Drop this fit; repeat.")] = None,
+    keep_views: Annotated[
+        int | None, typer.Option("--keep-views", help="Drop all views but the first so many.")
+    ] = None,
+    sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    folder: o.Folder = Path(),
+    json: o.Json = False,
+) -> None:
+    """Take keys, fits or the last views out, and get their space back.
+
+    Example: kdtool cache drop --keep-views 4 --key before_fc
+    """
+    from kdtool.cache import Choice, dropped_bytes
+    from kdtool.cache import drop as run
+
+    choice = Choice(keys or [], fits or [], keep_views)
+    path = o.open_workspace(folder, cache).cache
+    freed = dropped_bytes(path, choice)
+    if not sure:
+        need_terminal("--yes")
+        typer.confirm(f"Drop {in_units(freed)} of {path}? Only the teacher can give them again.", abort=True, err=True)
+    freed = run(path, choice)
+    if json:
+        print_json({"freed": freed})
+    else:
+        print_line(f"{path}: {in_units(freed)} dropped")
+
+
+@app.command("export")
+def export_file(
+    file: Annotated[Path, typer.Argument(help="The HDF5 file to write.")],
+    cache: o.CachePath = None,
+    folder: o.Folder = Path(),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write a whole cache into one HDF5 file, every chunk verified.
+
+    Example: kdtool cache export teacher.h5
+    """
+    from kdtool.cache import export_hdf5, info
+
+    path = o.open_workspace(folder, cache).cache
+    with Shown(quiet) as shown:
+        shown.begin("export", int(info(path)["bytes"]))
+        export_hdf5(path, file, shown.advance, overwrite=overwrite)
+    print_line(f"{file}: {in_units(file.stat().st_size)}")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="An HDF5 file that export wrote.")],
+    cache: o.CachePath = None,
+    folder: o.Folder = Path(),
+    quiet: o.Quiet = False,
+) -> None:
+    """Make a cache from an exported file, byte for byte the same.
+
+    Example: kdtool cache import teacher.h5
+    """
+    from kdtool.cache import import_hdf5, info
+
+    path = o.open_workspace(folder, cache).cache
+    with Shown(quiet) as shown:
+        shown.begin("import", file.stat().st_size if file.is_file() else 0)
+        import_hdf5(file, path, shown.advance)
+    print_line(f"{path}: {in_units(info(path)['bytes'])}, identity {info(path)['identity_digest'][:12]}")
+
+
+def _size(path: Path) -> int:
+    """Bytes of all files of a cache, which may be damaged."""
+    return sum(found.stat().st_size for found in path.rglob("*") if found.is_file())

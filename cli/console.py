@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from kdtool.errors import UsageError
+
 PLAIN_SECONDS = 10.0  # between two lines of progress where stderr is no terminal
 
 
@@ -107,6 +109,12 @@ def folded(name: str, width: int = 24) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
+
+
+def need_terminal(option: str) -> None:
+    """Refuses to ask where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"nobody can be asked here, as this is no terminal; give {option}")
 
 
 def print_line(text: str) -> None:

@@ -105,10 +105,14 @@ def extract(
     from kdtool.cache import info
     from kdtool.engine.extract import extract as run
     from kdtool.engine.prepare import prepare
+    from kdtool.engine.ranks import own_rank
     from kdtool.progress import stoppable
 
+    quiet = quiet or own_rank() > 0
     with Shown(quiet) as shown, stoppable() as stop:
         run(workspace.cache, prepare(workspace, asked), shown, stop)
+    if own_rank() > 0:
+        return
     found = info(workspace.cache)
     if json:
         print_json(found)

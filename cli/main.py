@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from kdtool import __version__
-from kdtool.cli import analyze, cache, distill, extract, plan, quickstart, report, show, teach
+from kdtool.cli import analyze, cache, data, distill, extract, plan, quickstart, report, show, teach
 from kdtool.errors import KdtoolError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("report")(report.report)
 app.command("methods")(show.methods)
 app.command("models")(show.models)
 app.add_typer(show.data_app, name="data")
+show.data_app.command("unpack")(data.unpack)
 app.command("quickstart")(quickstart.quickstart)
 
 

@@ -10,6 +10,7 @@ from kdtool.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from kdtool.engine.optim import Recipe
+    from kdtool.engine.recorded import Again
     from kdtool.engine.workspace import Workspace
     from kdtool.methods.protocol import Method
 
@@ -134,6 +135,13 @@ def open_workspace(folder: Path, cache: Path | str | None = None) -> "Workspace"
     if cache is None:
         return workspace
     return replace(workspace, settings={**workspace.settings, "cache": str(Path(cache).absolute())})
+
+
+def again(device: str | None, data_folder: Path | None, own: list[str] | None) -> "Again":
+    """How the teacher of a cache is asked again."""
+    from kdtool.engine.recorded import Again
+
+    return Again(device or "auto", str(data_folder.absolute()) if data_folder else None, tuple(own or ()))
 
 
 def build_methods(names: list[str], layers: list[str], settings: dict[str, str]) -> "tuple[Method, ...]":

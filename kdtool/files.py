@@ -79,7 +79,9 @@ def lock(path: Path, purpose: str) -> Iterator[None]:
     """Holds an exclusive lock on `path` while the block runs; refuses at once where another process holds it."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if path.is_symlink():
+            raise DamageError(f"{path} is a link, which would lead a writer elsewhere; remove it")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -116,9 +118,14 @@ def digest(value: Any) -> str:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object with its own checksum (`"checksum"`, over all other fields), for people to read."""
+    write(path, checked_json(value))
+
+
+def checked_json(value: dict[str, Any]) -> bytes:
+    """The bytes that `write_json` writes."""
     body = {key: value[key] for key in value if key != "checksum"}
     text = json.dumps({**body, "checksum": digest(body)}, indent=1, sort_keys=True, allow_nan=False)
-    write(path, text.encode() + b"\n")
+    return text.encode() + b"\n"
 
 
 def read_json(path: Path, repair: str) -> dict[str, Any]:

@@ -209,6 +209,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def rebuild(record: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    """The dataclass that `describe` made a record of; `kinds`: class name -> class.
+
+    KeyError for a name that is not among the kinds, ValueError where the class has other fields than the record.
+    """
+    kind = kinds[str(record["name"])]
+    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    value = kind(**{name: _built(item, kinds) for name, item in record.items() if name in known})
+    if describe(value) != record:
+        raise ValueError(f"{kind.__name__} has other fields than its record")
+    return value
+
+
+def _built(value: Any, kinds: Mapping[str, type]) -> Any:
+    if isinstance(value, list):
+        return tuple(_built(item, kinds) for item in value)
+    return rebuild(value, kinds) if isinstance(value, Mapping) else value
+
+
 def by_key(targets: Sequence[Target]) -> dict[str, Target]:
     """Targets by key, each once; two different definitions under one key are a bug of a method."""
     found: dict[str, Target] = {}

@@ -16,6 +16,12 @@ hypothesis.settings.register_profile("kdtool", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("kdtool")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("reliability")
+    group.addoption("--long", action="store_true", help="as many trials as docs/reliability.md tells of (hours)")
+    group.addoption("--figures", metavar="FILE", help="write how many trials there were and how they ended, as JSON")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:

@@ -4,6 +4,7 @@ Images are 32x32 RGB, stored channel by channel; CIFAR-100 is read with its 100 
 there, the binary one is taken: it needs no unpickling. Left out: downloading, and the 20 coarse labels.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -145,12 +146,20 @@ def find(name: str, forms: tuple[Form, ...], folder: Path) -> tuple[Form, Path]:
             if all((place / file).is_file() for file in form.files):
                 return form, place
     expected = " or ".join(f"{form.folder}/ with {', '.join(form.files)}" for form in forms)
-    archives = " or ".join(form.archive for form in forms)
     state = "" if folder.is_dir() else " (there is no such folder)"
     raise UsageError(
-        f"no complete {name} in {folder.absolute()}{state}; expected there: {expected}; "
-        f"unpack the published archive {archives} there, or name the folder that holds it"
+        f"no complete {name} in {folder.absolute()}{state}; expected there: {expected}; {_repair(forms, folder)}"
     )
+
+
+def _repair(forms: tuple[Form, ...], folder: Path) -> str:
+    """What to do where the files are missing: the command that unpacks an archive that is there, else which to get."""
+    for form in forms:
+        if (folder / form.archive).is_file():
+            command = shlex.join(["kdtool", "data", "unpack", str(folder / form.archive), "--into", str(folder)])
+            return f"unpack the published archive that lies there with `{command}`"
+    archives = " or ".join(form.archive for form in forms)
+    return f"unpack the published archive {archives} there, or name the folder that holds it"
 
 
 def read_labelled(form: Form, path: Path, classes: int) -> Part:

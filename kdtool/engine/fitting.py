@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from kdtool.cache import Cache, CacheWriter
 from kdtool.engine import checkpoint
 from kdtool.engine.device import exact
+from kdtool.engine.extraction import Stored
 from kdtool.engine.sources import widened
 from kdtool.engine.spool import Spool, pays
 from kdtool.progress import Progress, StopRequest
@@ -25,7 +25,6 @@ from kdtool.targets import CLEAN, Facts, Fit, FitBatch, Shape, Target, by_key
 if TYPE_CHECKING:
     from kdtool.targets import State
 
-Stored = dict[str, dict[str, np.ndarray[Any, Any]]]  # target key -> array -> (b, ...), in the stored type
 Tell = Callable[[Sequence[Target], int, int, int], Stored]  # targets, view, start, stop
 Pass = tuple[int, int, tuple[Fit, ...]]  # number of the pass, view, fits that take part
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdtool.errors import DamageError, IdentityError
@@ -64,16 +64,19 @@ def extract_command(
 
 def _identity_words(identity: dict[str, Any]) -> list[str]:
     """The options without which extract would make a cache of another identity."""
-    words = []
+    defaults = {"seed": 0, "precision": "float32"}
+    chosen = {name: value for name, value in identity_options(identity).items() if value != defaults.get(name)}
+    return [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def identity_options(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `ExtractConfig` that give a cache this identity; those of the split where it was narrowed."""
+    options = {"seed": identity["augmentation"]["seed"], "precision": identity["numeric"]["precision"]}
+    if identity["split"]["digest"] == identity["teacher"]["split_digest"]:
+        return options
     rule = identity["split"]["rule"]
-    if identity["split"]["digest"] != identity["teacher"]["split_digest"]:
-        words += ["--validation", str(rule["validation"])]
-        words += ["--few-shot", str(rule["few_shot"])] if rule["few_shot"] is not None else []
-    if identity["augmentation"]["seed"]:
-        words += ["--seed", str(identity["augmentation"]["seed"])]
-    if identity["numeric"]["precision"] != "float32":
-        words += ["--precision", identity["numeric"]["precision"]]
-    return words
+    few = {"few_shot": rule["few_shot"]} if rule["few_shot"] is not None else {}
+    return {"validation": rule["validation"], **few, **options}
 
 
 def option_text(value: Any) -> str:

@@ -14,7 +14,7 @@ from kdtool.data import Dataset, splits
 from kdtool.data.augment import Augmentation
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import needs_of
-from kdtool.engine.extract import Extraction
+from kdtool.engine.extraction import Extraction
 from kdtool.engine.job import check_seed
 from kdtool.engine.workspace import (
     DEFAULT_VIEWS,

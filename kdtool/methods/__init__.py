@@ -1,5 +1,7 @@
 """The table of methods. Adding one is a file beside this one and a line in the table."""
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 
 from kdtool.errors import unknown
@@ -40,6 +42,17 @@ def plain_targets(teacher: Shapes, without: Sequence[str] = ()) -> tuple[Target,
     """What a plain extract stores beside `DEFAULT_TARGETS`, but that of the methods in `without`."""
     chosen = [kind() for name, kind in METHODS.items() if name not in without]
     return tuple(by_key([target for one in chosen for target in one.always(teacher)]).values())
+
+
+def recorded_kinds(own: Sequence[str] = ()) -> dict[str, type]:
+    """Dataclasses by class name, encoders and fits among them: of this package, and of the modules of `own` methods.
+
+    With them `kdtool.targets.rebuild` makes an encoder or a fit from its record in a cache.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"{__name__}.")]
+    modules += [sys.modules[load_method(reference).__module__] for reference in own]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    return {value.__name__: value for value in found if dataclasses.is_dataclass(value)}
 
 
 def method(name: str) -> Method:

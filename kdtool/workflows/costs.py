@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from kdtool.cache import ArraySpec, Cache
+from kdtool.engine.blocks import batches, work
 from kdtool.engine.device import synchronize
-from kdtool.engine.extract import Extraction
+from kdtool.engine.extraction import Extraction
 from kdtool.engine.fitting import passes
+from kdtool.engine.sizes import all_fits, missing
 from kdtool.engine.sources import Teller
 from kdtool.engine.spool import BYTES_PER_SECOND, pays
 from kdtool.targets import CLEAN, Facts, Fit, FitBatch, Target, by_key
@@ -55,31 +57,15 @@ def costs(job: Extraction, known: Cache | None, fitted: Mapping[str, Fitted], re
     }
 
 
-def all_fits(job: Extraction) -> list[Fit]:
-    """The fits of encoders and of methods, each once."""
-    fits = [*(target.fit for target in job.targets if target.fit is not None), *job.fits]
-    return list({fit.key: fit for fit in fits}.values())
-
-
 def to_learn(job: Extraction, known: Cache | None) -> list[Fit]:
     """The fits that the cache does not hold."""
     return [fit for fit in all_fits(job) if known is None or fit.key not in known.fits]
 
 
-def missing_blocks(job: Extraction, known: Cache | None, part: str, key: str, view: int) -> list[int]:
-    """The blocks of a view that an extract would write."""
-    return known.missing(part, key, view) if known else list(range(job.layout.blocks(part)))
-
-
 def array_batches(job: Extraction, known: Cache | None) -> int:
     """The batches for which the teacher runs to fill the arrays."""
-    layout, count = job.layout, 0
-    for part, samples in layout.samples.items():
-        for view in range(job.views if part == "train" else 1):
-            blocks = {block for key in job.part_keys(part) for block in missing_blocks(job, known, part, key, view)}
-            size = layout.block_rows(part)
-            count += sum(-(-min(size, samples - block * size) // layout.batch) for block in blocks)
-    return count
+    todo = work(job, lambda part, key, view: missing(job, known, part, key, view))
+    return sum(len(batches(job, part, block)) for (part, _, block), _ in todo)
 
 
 def teacher_passes(job: Extraction, known: Cache | None, sizes: Mapping[str, int]) -> list[tuple[int, bool, bool]]:

@@ -12,7 +12,7 @@ from kdtool.cache import create_or_open, info, open_cache, verify
 from kdtool.errors import DamageError, IdentityError, UsageError
 
 CHUNK = "train/logits/values/c/0/1/0"
-REPAIR = "kdtool cache verify .* lists all damage; restore a copy, or remove the cache and extract again"
+REPAIR = "kdtool cache verify .* lists all damage, .kdtool cache repair .* mends it"
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def test_a_reader_beside_a_writer_sees_what_was_committed_when_it_opened(tmp_pat
                 np.testing.assert_array_equal(cached.read(view), tiny.values("train", "logits", "values", view))
 
 
-@pytest.mark.parametrize("first", ["read_lines", "_read_manifest"])
+@pytest.mark.parametrize("first", ["read_lines", "read"])
 def test_a_journal_that_is_folded_while_a_reader_opens_takes_nothing_away(first, tmp_path, tiny, monkeypatch):
     root = tmp_path / "cache"
     with create_or_open(root, tiny.identity, tiny.layout) as writer:

@@ -2,38 +2,18 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from made_up import PLAN, made_up, run_extract
 
 from kdtool import data
-from kdtool.data import Dataset, Part, content_digest
-from kdtool.engine.extract import extract
-from kdtool.engine.optim import Recipe, recipe
-from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.engine.optim import Recipe
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import Workspace
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
 from kdtool.progress import Silent, StopRequest
-
-PLAN = replace(recipe("kda"), epochs=3, batch=32, learning_rate=0.05)
-
-
-def made_up(folder: Path) -> Dataset:
-    random = np.random.default_rng(5)
-    patterns = random.integers(0, 256, (4, 3, 16, 16))
-
-    def part(count: int) -> Part:
-        labels = np.arange(count) % 4
-        noise = random.integers(-60, 60, (count, 3, 16, 16))
-        return Part(np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
-
-    train, test = part(96), part(40)
-    half = (0.5, 0.5, 0.5)
-    return Dataset("made_up", train, test, 4, tuple("abcd"), half, half, True, content_digest(train, test))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,13 +32,6 @@ def taught(tmp_path_factory: pytest.TempPathFactory, _registered: None) -> Path:
     config = TeachConfig("made_up", "resnet8", PLAN, student="resnet8", views=3, precision="float32", validation=16)
     teach(Workspace(folder), config, Silent(), StopRequest())
     return folder
-
-
-def run_extract(folder: Path, **options: object) -> Workspace:
-    workspace = Workspace.open(folder)
-    asked = ExtractConfig(**{"batch": 16, "block": 32, **options})  # type: ignore[arg-type]
-    extract(workspace.cache, prepare(workspace, asked), Silent(), StopRequest())
-    return workspace
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import torch
 from kdtool.cache import create_or_open, open_cache
 from kdtool.engine import checkpoint
 from kdtool.engine import extract as stage
-from kdtool.engine.extract import Extraction, extract
+from kdtool.engine.extract import extract
+from kdtool.engine.extraction import Extraction
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.workspace import Workspace
 from kdtool.methods import method

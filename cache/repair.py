@@ -1,0 +1,194 @@
+"""Mending a damaged cache: what follows from its other files at once, chunks by writing again what was recorded.
+
+The manifest decides, and nothing here changes it: a chunk is written again only in the very bytes that were recorded.
+So a repaired cache is the cache that it was. Left out: where the values of lost chunks come from
+(kdtool.engine.repair asks the teacher).
+"""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdtool import files
+from kdtool.cache import journal, tree
+from kdtool.cache.blocks import encode_block
+from kdtool.cache.chunks import Array, check_file, record_of, repair, write_files
+from kdtool.cache.lines import intact_lines, seal
+from kdtool.cache.manifest import Manifest
+from kdtool.cache.opening import sweep
+from kdtool.cache.reader import Cache
+from kdtool.cache.writer import CacheWriter
+from kdtool.errors import DamageError, UsageError
+
+
+@contextlib.contextmanager
+def open_damaged(path: Path | str, progress: Callable[[int], None] = lambda _: None) -> Iterator["Repairer"]:
+    """Opens a cache for repair, mends what needs no teacher, and finds the chunks that do.
+
+    progress: is told the bytes of every chunk that was looked at.
+    UsageError where there is no cache, ResourceError where another process writes into it, IdentityError for another
+    format, DamageError where neither the manifest nor its copy is whole.
+    """
+    root = Path(path)
+    if not journal.holds_cache(root) and not (root / journal.COPY).is_file():
+        raise UsageError(f"no cache at {root}; --cache names another folder")
+    with files.lock(root / journal.LOCK, "writing into"):
+        mended = [*_unlinked(root), *_texts(root)]
+        manifest = journal.load(root)
+        sweep(root, manifest)
+        mended += _metadata(root, manifest)
+        journal.fold(root, manifest)
+        damaged = [name for name in sorted(manifest.files) if not _sound(root, manifest, name, progress)]
+        yield Repairer(root, manifest, mended, damaged)
+
+
+class Repairer(CacheWriter):
+    """A cache that is open for repair; made by `open_damaged`, and filled like by any writer.
+
+    cache: the cache without what is damaged. damaged: paths of the chunks that are missing or not what was recorded.
+    mended: what has been put right already, a line for each. Values that are not those that were recorded are refused
+    with a DamageError before anything is written.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, mended: list[str], damaged: Collection[str]) -> None:
+        self.mended = mended
+        self.damaged = set(damaged)
+        self._recorded = manifest
+        fits = {name.split("/")[1] for name in self.damaged if name.startswith("fitted/")}
+        hidden = {other for name in self.damaged for other in _together(manifest, name)}
+        super().__init__(Cache(root, manifest.without(hidden, fits=fits)))
+
+    def missing(self, part: str, key: str, view: int) -> list[int]:
+        """The blocks of a view that are recorded and have a damaged chunk."""
+        absent = self._recorded.missing(part, key, view)
+        return [block for block in self.cache.missing(part, key, view) if block not in absent]
+
+    def write(self, part: str, view: int, block: int, arrays: Mapping[str, Mapping[str, Array]]) -> dict[str, Any]:
+        """Writes the damaged chunks of one block again."""
+        contents = dict(encode_block(self.cache, part, view, block, arrays))
+        self._put(f"block {block} of view {view} of {part}", contents, {})
+        return {}
+
+    def record(self, block: Mapping[str, Any]) -> None:
+        """Nothing: what is written again is recorded already."""
+
+    def finish(self) -> None:
+        """Leaves the manifest as it is, and removes the scratch folder where it is empty."""
+        self._remove_scratch()
+
+    def _put(self, what: str, contents: dict[str, bytes], addition: dict[str, Any]) -> None:
+        wanted = {name: self._recorded.files.get(name) for name in contents}
+        odd = [name for name, content in contents.items() if record_of(content) != wanted[name]]
+        if odd:
+            raise DamageError(
+                f"{what} cannot be mended here: {odd[0]} comes out with other bits than were recorded; repair it on "
+                "a machine like the one that wrote it (provenance.jsonl tells which), or `kdtool cache drop` its key "
+                "and extract again"
+            )
+        lost = [(name, content) for name, content in contents.items() if name in self.damaged]
+        for name, _ in lost:
+            _clear_way(self.cache.path, name)
+        write_files(self.cache.path, lost)
+        self.damaged -= contents.keys()
+        self.cache.manifest.add({**addition, "files": wanted})
+
+
+def _sound(root: Path, manifest: Manifest, name: str, progress: Callable[[int], None]) -> bool:
+    grid = manifest.grid_of(name)
+    try:
+        check_file(root, name, grid, manifest.files[name])
+    except DamageError:
+        return False
+    finally:
+        progress(grid.file_bytes)
+    return True
+
+
+def _together(manifest: Manifest, name: str) -> Collection[str]:
+    """The chunks that are computed together with one: those of its block and key."""
+    grid = manifest.grid_of(name)
+    if grid.views is None:
+        return [name]
+    part, key, _ = grid.path.split("/")
+    view, chunk = grid.locate(name)
+    return manifest.block_files(part, key, view, chunk * grid.rows // manifest.layout.block_rows(part)).keys()
+
+
+def _unlinked(root: Path) -> Iterator[str]:
+    """Removes links; a cache holds none, and what they lead to is left alone."""
+    for name in tree.walk(root):
+        if (root / name).is_symlink():
+            (root / name).unlink()
+            yield f"{name}: removed, it was a link"
+
+
+def _texts(root: Path) -> Iterator[str]:
+    """Writes manifest or copy again from the other one, and takes bad lines out of journal and provenance."""
+    try:
+        journal.parse(root, journal.read(root / journal.MANIFEST), [])
+    except DamageError:
+        files.write_json(root / journal.MANIFEST, _copied(root))
+        yield f"{journal.MANIFEST}: written again from its copy"
+    body = journal.read(root / journal.MANIFEST)
+    text = files.checked_json(body)
+    for name in (journal.MANIFEST, journal.COPY):
+        if not (root / name).is_file() or (root / name).read_bytes() != text:
+            files.write(root / name, text)
+            yield f"{name}: written again"
+    yield from _journal(root, body)
+    yield from _provenance(root)
+
+
+def _copied(root: Path) -> dict[str, Any]:
+    """The manifest's fields from its copy."""
+    try:
+        body = journal.read(root / journal.COPY)
+        journal.parse(root, body, [])
+    except DamageError as error:
+        raise DamageError(
+            f"neither {journal.MANIFEST} nor {journal.COPY} in {root} is whole; put one of them back from a copy of "
+            "the cache, or remove the cache and extract again"
+        ) from error
+    return body
+
+
+def _journal(root: Path, body: dict[str, Any]) -> Iterator[str]:
+    """What a lost line recorded is done again by the next extract."""
+    path = root / journal.JOURNAL
+    kept: list[dict[str, Any]] = []
+    lines, lost = intact_lines(path)
+    for line in lines:
+        try:
+            journal.parse(root, body, [*kept, line])
+            kept.append(line)
+        except DamageError:
+            lost += 1
+    if lost:
+        files.write(path, "".join(f"{seal(line)}\n" for line in kept).encode())
+        yield f"{journal.JOURNAL}: {lost} damaged lines removed; `kdtool extract` does again what they recorded"
+
+
+def _provenance(root: Path) -> Iterator[str]:
+    path = root / journal.PROVENANCE
+    lines, lost = intact_lines(path)
+    if lost:
+        files.write(path, "".join(f"{seal(line)}\n" for line in lines).encode())
+        yield f"{journal.PROVENANCE}: {lost} damaged lines removed"
+
+
+def _metadata(root: Path, manifest: Manifest) -> Iterator[str]:
+    wanted = tree.metadata(manifest)
+    odd = [name for name, state in tree.states(root, manifest).items() if state != "right"]
+    for name in odd:
+        _clear_way(root, name)
+    write_files(root, [(name, wanted[name]) for name in odd])
+    return (f"{name}: written again" for name in odd)
+
+
+def _clear_way(root: Path, name: str) -> None:
+    """Refuses a folder where a file belongs, and a file where a folder belongs."""
+    for place in [name, *map(str, Path(name).parents)][:-1]:
+        path = root / place
+        if path.exists() and path.is_dir() == (place == name):
+            raise DamageError(f"{path} does not belong to a cache and is in the way; remove it; {repair(root)}")

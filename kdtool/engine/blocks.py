@@ -1,0 +1,123 @@
+"""The blocks of an extract: which are missing, what the teacher says of one, and filling a cache with them.
+
+Every batch lies on the cache's batch grid, so a block has the same bytes whoever computes it, and whenever. Several
+ranks take the missing blocks in turns; rank 0 records them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kdtool.cache import Cache, write_block
+from kdtool.engine.extraction import Extraction, Stored, stored_rows
+from kdtool.engine.ranks import Ranks
+from kdtool.engine.sources import Teller
+from kdtool.progress import Progress, StopRequest
+from kdtool.targets import CLEAN, Target, by_key
+
+if TYPE_CHECKING:
+    from kdtool.targets import Fitted
+
+Missing = Callable[[str, str, int], Sequence[int]]  # part, key, view -> blocks that are not there
+Place = tuple[str, int, int]  # part, view, block
+
+
+def missing_blocks(job: Extraction, missing: Missing) -> Iterator[tuple[str, str, int, int]]:
+    """(part, key, view, block) of every block of the job that is not there."""
+    for part in job.layout.samples:
+        for view in range(job.views if part == "train" else 1):
+            for key in job.part_keys(part):
+                for block in missing(part, key, view):
+                    yield part, key, view, block
+
+
+def work(job: Extraction, missing: Missing) -> list[tuple[Place, list[str]]]:
+    """Every block with the keys that it lacks, in the order in which they are written.
+
+    The clean parts come last, so that an augmented view is there as early as possible.
+    """
+    found: dict[Place, list[str]] = {}
+    for part, key, view, block in missing_blocks(job, missing):
+        found.setdefault((part, view, block), []).append(key)
+    parts = ("train", "train_clean", "validation", "test")
+    return sorted(found.items(), key=lambda item: (parts.index(item[0][0]), *item[0][1:]))
+
+
+def batches(job: Extraction, part: str, block: int) -> list[tuple[int, int]]:
+    """(start, stop) of the batches of a block, on the batch grid."""
+    size, batch = job.layout.block_rows(part), job.layout.batch
+    end = min((block + 1) * size, job.layout.samples[part])
+    return [(start, min(start + batch, end)) for start in range(block * size, end, batch)]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The teacher of a job with the results of the fits, ready to say what is stored of any block."""
+
+    job: Extraction
+    cache: Cache
+    fitted: Mapping[str, Fitted]
+    progress: Progress
+
+    def block(self, place: Place, keys: Sequence[str]) -> Stored:
+        """The arrays of some keys, whole for one block."""
+        part, view, block = place
+        known = by_key(self.job.targets)
+        pieces = []
+        for start, stop in batches(self.job, part, block):
+            pieces.append(self.rows([known[key] for key in keys], part, view, np.arange(start, stop)))
+            self.progress.advance(1)
+        return {
+            key: {name: np.concatenate([piece[key][name] for piece in pieces]) for name in pieces[0][key]}
+            for key in keys
+        }
+
+    def rows(self, targets: Sequence[Target], part: str, view: int, positions: np.ndarray[Any, Any]) -> Stored:
+        """The rows of some targets as they are stored, for at most a batch of samples; view -1 is that without
+        augmentation, which all parts but train have.
+        """
+        job = self.job
+        images: torch.Tensor = job.images(part).view(positions, view if part == "train" else CLEAN)
+        teller = Teller(job.model, tuple(targets), self.fitted, job.layout.batch, job.precision)
+        return stored_rows(job, self.cache.contents, targets, teller, images)
+
+
+class Hand:
+    """Writes the blocks of a rank that does not hold the writer."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def write(self, part: str, view: int, block: int, arrays: Stored) -> dict[str, Any]:
+        """Writes one block durably; gives its record, for the rank that holds the writer."""
+        return write_block(self.cache, part, view, block, arrays)
+
+    def record(self, block: Mapping[str, Any]) -> None:
+        """Nothing: rank 0 does."""
+
+
+def fill_blocks(
+    answers: Answers, writer: Any, todo: Sequence[tuple[Place, list[str]]], ranks: Ranks, stop: StopRequest
+) -> None:
+    """Writes every block of `todo`, all its keys together, each rank every so many; stops between two rounds of them.
+
+    writer: a CacheWriter in rank 0, a Hand in the others.
+    """
+    mine = todo[ranks.rank :: ranks.size]
+    answers.progress.begin("extract", sum(len(batches(answers.job, part, block)) for (part, _, block), _ in mine))
+    for first in range(0, len(todo), ranks.size):
+        record = None
+        for place, keys in todo[first + ranks.rank : first + ranks.rank + 1]:  # none is left for some in the last round
+            record = writer.write(*place, answers.block(place, keys))
+        told = ranks.gathered((record, stop.requested()))
+        for found, _ in told:
+            if found is not None:
+                writer.record(found)
+        if any(asked for _, asked in told):
+            part, view, block = todo[min(first + ranks.size, len(todo)) - 1][0]
+            raise stop.stopped(f"after block {block} of view {view} of {part}")

@@ -1,0 +1,125 @@
+"""What an extract is: a frozen teacher over one split, what is to be stored of it, and the rows as they are stored.
+
+Left out: the order of the work (kdtool.engine.extract) and the blocks of it (kdtool.engine.blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdtool.cache import ArraySpec, Contents, Layout
+from kdtool.data.batches import Images
+from kdtool.engine.sources import Teller
+from kdtool.errors import IdentityError, UsageError
+from kdtool.targets import CLEAN, Fit, Target
+
+ALWAYS_CLEAN = ("logits", "before_fc")  # keys that train_clean, validation and test always hold
+FLOATS = ("float16", "float32")
+
+Stored = dict[str, dict[str, np.ndarray[Any, Any]]]  # target key -> array -> (b, ...), in the stored type
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A frozen teacher over one split of a data set, and what is to be stored of it.
+
+    parts: train_clean, validation and test images (un-augmented) beside `train`; labels: part -> (n,); rows: part ->
+    the data set's rows. dtypes: key -> dtype of the floating arrays ("" for all keys that are not named).
+    """
+
+    model: nn.Module
+    train: Images
+    parts: Mapping[str, Images]
+    labels: Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
+    rows: Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
+    identity: Mapping[str, Any]
+    layout: Layout
+    targets: tuple[Target, ...]
+    fits: tuple[Fit, ...]
+    views: int
+    seed: int
+    clean: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()  # keys that a stage selects by, on validation
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+    allow_mixed: bool = False
+
+    def images(self, part: str) -> Images:
+        """The images of a part."""
+        return self.train if part == "train" else self.parts[part]
+
+    def part_keys(self, part: str) -> tuple[str, ...]:
+        """The keys that a part holds."""
+        if part == "train":
+            return tuple(target.key for target in self.targets)
+        wanted = {*ALWAYS_CLEAN, *self.clean, *(self.validated if part == "validation" else ())}
+        return tuple(target.key for target in self.targets if target.key in wanted)
+
+    def dtype(self, target: Target, contents: Mapping[str, Contents]) -> str:
+        """The dtype of a key's floating arrays: the cache's where it holds the key, else as asked, else the default."""
+        chosen = self.dtypes.get(target.key, self.dtypes.get("", ""))
+        known = contents.get(target.key)
+        held = [spec.dtype for spec in known.arrays.values() if spec.dtype in FLOATS] if known else []
+        if held and chosen and held[0] != chosen:
+            raise IdentityError(
+                f"the cache holds {target.key} as {held[0]} and --dtype asks for {chosen}; a key has one dtype: leave "
+                "--dtype out, or extract into another --cache"
+            )
+        return held[0] if held else chosen or target.dtype
+
+
+def stored_specs(
+    job: Extraction,
+    targets: Sequence[Target],
+    fitted: Mapping[str, Mapping[str, torch.Tensor]],
+    contents: Mapping[str, Contents],
+) -> dict[str, dict[str, ArraySpec]]:
+    """target key -> array -> dtype as stored and shape of one sample, from the teacher's answer to one image."""
+    if not targets:
+        return {}
+    answer = Teller(job.model, tuple(targets), fitted, 2, job.precision).answer(job.train.view(np.arange(1), CLEAN))
+    specs: dict[str, dict[str, ArraySpec]] = {}
+    for target in targets:
+        specs[target.key] = {}
+        for name, rows in answer[target.key].items():
+            kept = job.dtype(target, contents) if rows.is_floating_point() else str(rows.dtype).split(".")[1]
+            specs[target.key][name] = ArraySpec(kept, tuple(rows.shape[1:]))
+    return specs
+
+
+def stored_rows(
+    job: Extraction, contents: Mapping[str, Contents], targets: Sequence[Target], teller: Teller, images: torch.Tensor
+) -> Stored:
+    """target key -> array -> rows (b, ...) as they are stored, for at most a batch of images.
+
+    UsageError for a value that the dtype cannot hold.
+    """
+    answer = teller.answer(images)
+    stored: Stored = {}
+    for target in targets:
+        dtype = getattr(torch, job.dtype(target, contents))
+        rows = {
+            name: value.to(dtype) if value.is_floating_point() else value for name, value in answer[target.key].items()
+        }
+        for name, value in rows.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                _explain(target, name, answer[target.key][name], str(dtype).split(".")[1])
+        stored[target.key] = {name: value.cpu().numpy() for name, value in rows.items()}
+    return stored
+
+
+def _explain(target: Target, name: str, exact: torch.Tensor, dtype: str) -> None:
+    if not bool(torch.isfinite(exact).all()):
+        raise UsageError(
+            f"the teacher gives infinite or NaN values for {target.key}/{name}; it cannot be distilled: train it again"
+        )
+    raise UsageError(
+        f"{target.key}/{name} reaches {float(exact.abs().max()):.3g}, which {dtype} cannot hold; extract it with "
+        f"--dtype {target.key}=float32"
+    )

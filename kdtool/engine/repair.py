@@ -1,0 +1,64 @@
+"""Mends a damaged cache: what is damaged, and only that, is asked of the teacher again and must come out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kdtool.cache import open_cache, open_damaged
+from kdtool.engine.extract import fill
+from kdtool.engine.extraction import Extraction
+from kdtool.engine.recorded import Again, recorded_job
+from kdtool.engine.runs import environment
+from kdtool.errors import DamageError, KdtoolError
+
+if TYPE_CHECKING:
+    from kdtool.engine.workspace import Workspace
+    from kdtool.progress import Progress, StopRequest
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What a repair came to. again: a line for each file that needed no teacher. chunks: those that did."""
+
+    again: tuple[str, ...]
+    chunks: tuple[str, ...]
+
+
+def repair(workspace: Workspace, again: Again, progress: Progress, stop: StopRequest) -> Mended:
+    """Makes the cache of a workspace what its manifest says, to the byte.
+
+    Errors as for `open_damaged`; UsageError where chunks are lost and the teacher or the data set is not at hand,
+    DamageError where the teacher gives other bits here than were recorded. What was mended until then stays so.
+    """
+    with open_damaged(workspace.cache, progress.advance) as repairer:
+        lost = tuple(sorted(repairer.damaged))
+        for line in repairer.mended:
+            progress.note(line)
+        if lost:
+            cache = open_cache(workspace.cache)
+            try:
+                job, unknown = recorded_job(workspace, cache, again)
+            except KdtoolError as error:
+                raise type(error)(f"{_count(lost)}, the teacher has to be asked for them again, and {error}") from error
+            owners = {name.split("/")[1] for name in lost}
+            strange = sorted(owners.intersection(unknown))
+            if strange:
+                raise DamageError(
+                    f"{_count(lost)}, among them of {strange[0]}, which no method of kdtool stores; name the method of "
+                    "your own that does with --for path.to:MyMethod"
+                )
+            repairer.provenance({**environment(job.train.pixels.device, job.precision), "repaired": len(lost)})
+            fill(repairer, _only(job, owners), progress, stop)
+        return Mended(tuple(repairer.mended), lost)
+
+
+def _only(job: Extraction, owners: Collection[str]) -> Extraction:
+    """The job of some keys and fits alone."""
+    targets = tuple(target for target in job.targets if target.key in owners)
+    return replace(job, targets=targets, fits=tuple(fit for fit in job.fits if fit.key in owners))
+
+
+def _count(lost: Collection[str]) -> str:
+    return f"{len(lost)} damaged or missing chunks, the first is {min(lost)}"
