@@ -55,10 +55,12 @@ def export_hdf5(
     arrays = _arrays(manifest, texts)
     for array in arrays.values():
         if array.body_bytes > _limit(array):
-            raise UsageError(f"{array.path} has pieces too large for one file ({array.body_bytes:,}); copy the folder")
-    require_space(
-        target, sum(map(_stored_bytes, arrays.values())) + OBJECT_BYTES * (len(arrays) + len(_groups(arrays)))
-    )
+            raise UsageError(
+                f"{array.path} has pieces of {array.body_bytes:,} bytes; one file can have up to {_limit(array):,}; "
+                f"pass the folder {root} on instead"
+            )
+    objects = 1 + len(arrays) + len(_groups(arrays))
+    require_space(target, sum(map(_stored_bytes, arrays.values())) + OBJECT_BYTES * objects)
     partial = target.with_name(target.name + files.PARTIAL)
     with files.lock(partial, "exporting into"), _removed_on_failure(partial), files.explained(target):
         _refuse_file(target, overwrite)
@@ -86,7 +88,7 @@ def import_hdf5(file: Path | str, cache_path: Path | str, progress: Progress = l
         raise DamageError(content.problems[0].what)
     manifest = content.manifest
     require_space(root, sum(manifest.grid_of(name).file_bytes + OBJECT_BYTES for name in manifest.files))
-    with _building(root.with_name(root.name + files.PARTIAL)) as partial:
+    with _building(root.with_name(root.name + files.PARTIAL), manifest) as partial:
         _refuse_folder(root)
         write_files(partial, _chunk_files(content, progress))
         if content.provenance:
@@ -197,7 +199,7 @@ def _create(place: BinaryIO, arrays: Mapping[str, Grid]) -> dict[str, int]:
     It holds no times, nor anything else that another export would not have. The form is that of HDF5 1.8, which
     every later one reads, and the oldest with checksums on all that is not values.
     """
-    from h5py import h5d, h5f, h5fd, h5g, h5p, h5s
+    from h5py import h5a, h5d, h5f, h5fd, h5g, h5p, h5s, h5t
 
     access, creation, of_group, of_dataset = (
         h5p.create(kind) for kind in (h5p.FILE_ACCESS, h5p.FILE_CREATE, h5p.GROUP_CREATE, h5p.DATASET_CREATE)
@@ -211,7 +213,8 @@ def _create(place: BinaryIO, arrays: Mapping[str, Grid]) -> dict[str, int]:
     of_dataset.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     of_dataset.set_fill_time(h5d.FILL_TIME_NEVER)
     with contextlib.closing(h5f.create(b"in memory", h5f.ACC_TRUNC, creation, access)) as file:
-        _write_format(file)
+        attribute = h5a.create(file, journal.ATTRIBUTE.encode(), h5t.STD_I64LE, h5s.create(h5s.SCALAR))
+        attribute.write(np.array(FORMAT, "<i8"))
         for group in _groups(arrays):
             h5g.create(file, group.encode(), gcpl=of_group)
         offsets = {}
@@ -219,13 +222,6 @@ def _create(place: BinaryIO, arrays: Mapping[str, Grid]) -> dict[str, int]:
             space = h5s.create_simple(_shape(grid)) if _shape(grid) else h5s.create(h5s.SCALAR)
             offsets[name] = h5d.create(file, name.encode(), _type(grid), space, of_dataset).get_offset()
         return offsets
-
-
-def _write_format(file: Any) -> None:
-    from h5py import h5a, h5s, h5t
-
-    attribute = h5a.create(file, journal.ATTRIBUTE.encode(), h5t.STD_I64LE, h5s.create(h5s.SCALAR))
-    attribute.write(np.array(FORMAT, "<i8"))
 
 
 def _type(grid: Grid) -> Any:
@@ -246,7 +242,7 @@ def _contents(
         name, (start, size) = grid.file(chunk, view), _span(grid, view, chunk)
         content = check_file(root, name, grid, manifest.files[name])
         if encode(_rows(content[:size], grid), grid) != content:
-            raise DamageError(f"{root / name} does not end in zeros, as a chunk does; {repair(root)}")
+            raise DamageError(f"{root / name} is not its values and zeros after them; {repair(root)}")
         yield offsets[grid.path] + start, content[:size]
         progress(grid.file_bytes)
 
@@ -328,9 +324,13 @@ def _check_format(file: Path, group: Any) -> None:
         raise ValueError(f"{journal.ATTRIBUTE} is no number")
     value = np.zeros((), "<i8")
     attribute.read(value)
-    if value != FORMAT:
+    _refuse_format(file, value.item())
+
+
+def _refuse_format(file: Path, found: object) -> None:
+    if found != FORMAT:
         raise IdentityError(
-            f"{file} is a cache of format {value}; this kdtool reads format {FORMAT}: use the kdtool that wrote it"
+            f"{file} is a cache of format {found!r}; this kdtool reads format {FORMAT}: use the kdtool that wrote it"
         )
 
 
@@ -338,7 +338,7 @@ def _text(handle: BinaryIO, group: Any, name: str, size: int) -> bytes:
     """The bytes of a text; none where a file has no provenance."""
     if name == PROVENANCE and not group.links.exists(name.encode()):
         return b""
-    length = math.prod(_member(group, name).shape)
+    length = math.prod(_dataset(group, name).shape)
     if not 0 < length <= TEXT_BYTES:
         raise ValueError(f"has {length:,} bytes, expected at most {TEXT_BYTES:,}")
     offset = _offset(group, Grid(name, "uint8", (length,), length), size)
@@ -353,11 +353,7 @@ def _manifest(file: Path, text: bytes) -> Manifest:
         intact = False
     if not intact:
         raise ValueError("its checksum does not fit its content")
-    if body["format"] != FORMAT:
-        raise IdentityError(
-            f"{file} is a cache of format {body['format']!r}; this kdtool reads format {FORMAT}: use the kdtool that "
-            "wrote it"
-        )
+    _refuse_format(file, body["format"])
     try:
         manifest = journal.parse(file, body, [])
     except DamageError as error:
@@ -386,14 +382,14 @@ def _check_lines(text: bytes) -> None:
 
 def _places_in(file: Path, group: Any, arrays: Mapping[str, Grid], size: int) -> tuple[dict[str, int], list[Problem]]:
     """Path -> first byte of every dataset that is as it should be, and what is wrong with groups and datasets."""
-    offsets, problems = {}, []
-    for path in ("", *_groups(arrays), *arrays):
+    offsets, problems, known = {}, [], {*_groups(arrays), *arrays}
+    for path in ("", *sorted(known)):
         try:
             with _named(file, f"/{path}"):
                 if path in arrays:
                     offsets[path] = _offset(group, arrays[path], size)
                 else:
-                    _check_group(_member(group, path), path, {*_groups(arrays), *arrays})
+                    _check_group(_member(group, path), path, known)
         except DamageError as error:
             problems.append(Problem(f"/{path}", str(error)))
     return offsets, problems
@@ -420,24 +416,31 @@ def _check_group(group: Any, path: str, known: set[str]) -> None:
 
     if not isinstance(group, h5g.GroupID):
         raise ValueError("is no group")
-    if h5a.get_num_attrs(group) != (path == ""):
+    if h5a.get_num_attrs(group) != (0 if path else 1):
         raise ValueError("has attributes that do not belong to a cache")
-
     for name in group:
         if (Path(path) / name.decode(errors="replace")).as_posix() not in known:
             raise ValueError(f"holds {ascii(name)[1:]}, which does not belong to a cache")
 
 
-def _offset(group: Any, grid: Grid, size: int) -> int:
-    """First byte of a dataset in the file; ValueError where it is not the plain, unconverted array that we write."""
-    from h5py import h5a, h5d, h5s
+def _dataset(group: Any, path: str) -> Any:
+    """A dataset that lies in this file as it is; to ask others for their shape can be to open other files."""
+    from h5py import h5d
 
-    dataset = _member(group, grid.path)
+    dataset = _member(group, path)
     if not isinstance(dataset, h5d.DatasetID):
         raise ValueError("is no dataset")
-    stored = dataset.get_create_plist()  # looked at first: the shape of a virtual dataset is that of other files
+    stored = dataset.get_create_plist()
     if stored.get_layout() != h5d.CONTIGUOUS or stored.get_nfilters() or stored.get_external_count():
         raise ValueError("is not stored in one piece, in this file and without filters")
+    return dataset
+
+
+def _offset(group: Any, grid: Grid, size: int) -> int:
+    """First byte of a dataset in the file; ValueError where it is not the array that belongs there."""
+    from h5py import h5a, h5s
+
+    dataset = _dataset(group, grid.path)
     if not dataset.get_type().equal(_type(grid)) or h5a.get_num_attrs(dataset):
         raise ValueError(f"is not {grid.dtype} without attributes")
     space, shape = dataset.get_space(), _shape(grid)
@@ -496,13 +499,10 @@ def _named(file: Path, place: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _building(partial: Path) -> Iterator[Path]:
-    """A folder to build in, locked and empty but for the lock; removed if the block fails."""
-    ours = not partial.exists() or (
-        partial.is_dir() and (not any(partial.iterdir()) or (partial / journal.LOCK).exists())
-    )
-    if partial.is_symlink() or not ours:
-        raise UsageError(f"{partial} is in the way of `kdtool cache import` and none of its leftovers; move it away")
+def _building(partial: Path, manifest: Manifest) -> Iterator[Path]:
+    """A folder to build in, locked and empty but for the lock; removed where the block fails."""
+    if os.path.lexists(partial) and not _is_leftover(partial, manifest):
+        raise UsageError(f"{partial} is in the way of `kdtool cache import` and is none of its leftovers; move it away")
     with files.lock(partial / journal.LOCK, "importing into"):
         try:
             for entry in partial.iterdir():
@@ -514,6 +514,16 @@ def _building(partial: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _is_leftover(partial: Path, manifest: Manifest) -> bool:
+    """Whether a folder is what a killed import leaves, and not another cache that has such a name."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    names = {entry.name for entry in partial.iterdir()}
+    if journal.MANIFEST in names:
+        return (partial / journal.MANIFEST).read_bytes() == files.checked_json(manifest.to_json())
+    return not names or journal.LOCK in names
 
 
 def _refuse_folder(root: Path) -> None:

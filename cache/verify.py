@@ -102,9 +102,10 @@ def _chunks(root: Path, manifest: Manifest, progress: Callable[[int], None]) -> 
 
 
 def _metadata(root: Path, manifest: Manifest) -> Iterator[Problem]:
-    """Every zarr.json; one that a killed writer did not come to write is no damage while its journal is there."""
+    """Every zarr.json; one that a killed writer did not come to write is no damage while its work is unfinished."""
+    begun = (root / journal.JOURNAL).exists() or not (manifest.contents or manifest.files)
     for name, state in tree.states(root, manifest).items():
-        if state == "other" or (state == "stale" and not (root / journal.JOURNAL).exists()):
+        if state == "other" or (state == "stale" and not begun):
             yield Problem(name, f"is missing or does not describe what the manifest has there; {repair(root)}")
 
 

@@ -39,8 +39,8 @@ class Case:
 
 LINES = {
     "teach": "--data cifar10 --data-folder {data} --network resnet8 --student resnet8 --views 3 --recipe kda "
-    "--epochs 2 --batch 16 --learning-rate 0.1 --weight-decay 0.001 --optimizer sgd --schedule cosine --seed 3 --device cpu "
-    "--precision float32 --folder {free}",
+    "--epochs 2 --batch 16 --learning-rate 0.1 --weight-decay 0.001 --optimizer sgd --schedule cosine --seed 3 "
+    "--device cpu --precision float32 --folder {free}",
     "extract": "--for kda --student resnet8 --set weight=1 --views 2 --batch 16 --block 16 --fit-views 4 --seed 0 "
     "--dtype float32 --precision float32 --device cpu --folder {work}",
     "distill": "--method kda --layer before_fc --set weight=1 --student resnet8 --views 2 --recipe kda --epochs 3 "
@@ -489,7 +489,7 @@ OPEN = {
     "a zero in a cache": Case(["extract", "--config", "{config}", "--folder", "{work}"], b'cache = "a\\u0000b"'),
     "a run of two lines": Case([*KDA, "--run", "a\nb"]),
     "a weight below 0": Case([*KDA, "--set", "weight=-1"]),
-    "views that there are not": Case([*TEACH, "--views", "163", "--folder", "{free}"]),
+    "views that there are not": Case([*TEACH, "--views", "163"]),
 }
 
 
