@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,9 +293,11 @@ def _inspect(file: Path) -> _Content:
 
 
 def _refuse_foreign(file: Path) -> None:
+    begins = b""
     try:
-        with file.open("rb") as handle:
-            begins = handle.read(len(SIGNATURE)) if file.is_file() else b""
+        if stat.S_ISREG(file.stat().st_mode):  # to open a pipe is to wait for somebody who writes into it
+            with file.open("rb") as handle:
+                begins = handle.read(len(SIGNATURE))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
     if begins != SIGNATURE:
@@ -521,9 +524,8 @@ def _is_leftover(partial: Path, manifest: Manifest) -> bool:
     if partial.is_symlink() or not partial.is_dir():
         return False
     names = {entry.name for entry in partial.iterdir()}
-    if journal.MANIFEST in names:
-        return (partial / journal.MANIFEST).read_bytes() == files.checked_json(manifest.to_json())
-    return not names or journal.LOCK in names
+    held = {(partial / name).read_bytes() for name in {journal.MANIFEST, journal.COPY} & names}
+    return not names or (journal.LOCK in names and held <= {files.checked_json(manifest.to_json())})
 
 
 def _refuse_folder(root: Path) -> None:

@@ -15,7 +15,7 @@ def unpack(
     into: Annotated[Path, typer.Option("--into", help="Folder to unpack into.")] = Path("data"),
     json: o.Json = False,
 ) -> None:
-    """Unpack a published archive, whole or not at all; overwrites nothing.
+    """Unpack a published archive, whole or not at all.
 
     Example: kdtool data unpack cifar-100-python.tar.gz
     """

@@ -304,7 +304,7 @@ def test_every_problem_is_listed(file):
         lambda handle: handle.__delitem__("train/index"),
     )
     found = [problem.file for problem in verify_hdf5(file)]
-    assert found == ["/fitted", "/train/index", "/test/labels", *[f"/{VALUES}"] * 12]
+    assert found == ["/fitted", "/train/index", "/test/labels", *[f"/{VALUES}"] * 8]
 
 
 # What an interrupted export or import leaves.
@@ -459,14 +459,16 @@ def test_only_an_empty_folder_becomes_a_cache(told, file, tiny):
 
 def test_what_only_looks_like_a_leftover_is_kept(told, file, tiny):
     partial = file.parent / "cache.partial"
-    tiny.session(partial)  # another cache: it has no provenance, but the same manifest
+    tiny.session(partial)  # another cache, if only by a file
     manifest = files.read_json(partial / "manifest.json", "")
     manifest["files"].popitem()
-    files.write_json(partial / "manifest.json", manifest)
-    before = tiny.tree(partial)
-    with pytest.raises(UsageError, match="none of its leftovers"):
-        import_hdf5(file, file.parent / "cache")
-    assert tiny.tree(partial) == before
+    for name in ("manifest.json", "manifest.copy.json"):
+        files.write_json(partial / name, manifest)
+        before = tiny.tree(partial)
+        with pytest.raises(UsageError, match="none of its leftovers"):
+            import_hdf5(file, file.parent / "cache")
+        assert tiny.tree(partial) == before
+        (partial / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(partial)
     partial.mkdir()
     (partial / "mine").write_text("mine")
@@ -487,11 +489,11 @@ def test_what_is_no_export_is_said_to_be_none(tmp_path):
     text.write_text("not HDF5 at all")
     with h5py.File(foreign, "w") as handle:
         handle["x"] = 1
-    refused(absent, UsageError, "cannot read .*absent: No such file")
-    refused(tmp_path, UsageError, "cannot read .*: Is a directory")
-    refused(text, UsageError, "is no HDF5 file; name one that `kdtool cache export` wrote")
-    refused(foreign, UsageError, "is no cache")
-    refused(Path("/dev/null"), UsageError, "is no HDF5 file")
+    os.mkfifo(tmp_path / "pipe")
+    refused(absent, UsageError, "cannot read ")
+    for path in (text, tmp_path / "pipe", tmp_path):
+        refused(path, UsageError, "is no HDF5 file; name one that `kdtool cache export` wrote")
+    refused(foreign, UsageError, "is no cache (it has no kdtool_format)")
 
 
 def external_link(handle, name, outside):
@@ -542,6 +544,12 @@ def compact(handle, name, outside):
     handle[name][...] = values
 
 
+def big_endian(handle, name, outside):
+    with h5py.File(outside) as right:
+        kind, size = right[name].dtype.kind, right[name].dtype.itemsize
+    stored(dtype=f">{kind}{max(size, 2)}")(handle, name, outside)
+
+
 def another(shape, dtype):
     return lambda handle, name, outside: handle.create_dataset(name, shape, dtype)
 
@@ -562,7 +570,7 @@ HOSTILE = {
     "checksummed": (stored(fletcher32=True, chunks=True), "without filters"),
     "chunked": (stored(chunks=True), "in one piece"),
     "compact": (compact, "in one piece"),
-    "big endian": (lambda h, n, o: stored(dtype=h5py.File(o)[n].dtype.newbyteorder(">"))(h, n, o), " is not "),
+    "big endian": (big_endian, " is not "),
     "text": (another((2, 10, 5), h5py.string_dtype()), " is not "),
     "compound": (another((2, 10, 5), [("a", "f4"), ("b", "i8")]), " is not "),
     "references": (another((2, 10, 5), h5py.ref_dtype), " is not "),
