@@ -99,7 +99,7 @@ class Contents:
     arrays: Mapping[str, ArraySpec]
 
     def __post_init__(self) -> None:
-        _check_arrays(self.arrays)
+        _check_definition(self.version, self.arrays)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -123,7 +123,7 @@ class FitContents:
     arrays: Mapping[str, ArraySpec]
 
     def __post_init__(self) -> None:
-        _check_arrays(self.arrays)
+        _check_definition(self.version, self.arrays)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -137,7 +137,9 @@ class FitContents:
         return cls(value["version"], dict(value["record"]), arrays)
 
 
-def _check_arrays(arrays: Mapping[str, ArraySpec]) -> None:
+def _check_definition(version: int, arrays: Mapping[str, ArraySpec]) -> None:
+    if not whole(version, 0):
+        raise ValueError(f"the version of a definition is {version!r}, which is no number")
     if not arrays:
         raise ValueError("a key or a fit without arrays holds nothing")
     for name in arrays:

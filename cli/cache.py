@@ -33,8 +33,10 @@ def show_info(cache: Place = None, folder: o.Folder = Path(), json: o.Json = Fal
     Example: kdtool cache info
     """
     from kdtool.cache import info
+    from kdtool.engine.workspace import check_identity
 
     found = info(o.open_workspace(folder, cache).cache)
+    check_identity(Path(found["path"]), found["identity"])
     if json:
         print_json(found)
         return
@@ -71,15 +73,20 @@ def verify(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Compare every byte of a cache, or of an exported file, with the manifest.
+    """Compare every byte of a cache or exported file with the manifest.
 
     Example: kdtool cache verify --replay 100
     """
-    from kdtool.cache import verify_hdf5
     from kdtool.cache import verify as run
+    from kdtool.cache import verify_hdf5
 
     workspace = o.open_workspace(folder, cache)
     path = workspace.cache
+    again = o.again(device, data_folder, own)
+    if rows is not None:
+        from kdtool.engine.replay import check_replay
+
+        check_replay(rows, again)
     with Shown(quiet) as shown:
         if path.is_file():
             shown.begin("verify", path.stat().st_size)
@@ -100,7 +107,7 @@ def verify(
     if not json:
         print_line(f"{path} is intact")
     if rows is not None:
-        _replay(workspace, rows, o.again(device, data_folder, own), json, quiet)
+        _replay(workspace, rows, again, json, quiet)
 
 
 def _replay(workspace: "Workspace", rows: int, again: "Again", json: bool, quiet: bool) -> None:

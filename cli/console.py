@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from kdtool.errors import UsageError
+from kdtool.errors import UsageError, printable
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where stderr is no terminal
 
@@ -118,8 +118,8 @@ def need_terminal(option: str) -> None:
 
 
 def print_line(text: str) -> None:
-    """One line on stdout."""
-    sys.stdout.write(text + "\n")
+    """One line on stdout, or a few."""
+    sys.stdout.write("\n".join(map(printable, text.split("\n"))) + "\n")
 
 
 def in_units(size: float) -> str:

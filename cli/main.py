@@ -10,7 +10,7 @@ import typer
 
 from kdtool import __version__
 from kdtool.cli import analyze, cache, data, distill, extract, plan, quickstart, report, show, teach
-from kdtool.errors import KdtoolError
+from kdtool.errors import KdtoolError, printable
 
 app = typer.Typer(
     name="kdtool",
@@ -91,7 +91,8 @@ def _explained(error: Exception, message: str) -> tuple[str, int]:
         return "no space left; free some space and run the same command again: it goes on where it stopped", 5
     if isinstance(error, OSError):
         name = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{name}", 2 if isinstance(error, _NAMES) else 5
+        mistyped = isinstance(error, _NAMES) or error.errno == errno.ENAMETOOLONG
+        return f"{error.strerror or error}{name}", 2 if mistyped else 5
     return f"a bug in kdtool: {type(error).__name__}: {error}; `kdtool --debug ...` shows where", 1
 
 
@@ -100,7 +101,7 @@ _NAMES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryEr
 
 def _say(message: str, code: int) -> int:
     lines = "; ".join(line.strip() for line in message.splitlines() if line.strip())
-    sys.stderr.write(f"kdtool: {lines.replace(':; ', ': ')}\n")
+    sys.stderr.write(f"kdtool: {printable(lines.replace(':; ', ': '))}\n")
     return code
 
 

@@ -117,6 +117,8 @@ def _converted(name: str, value: Any, kind: type) -> Any:
     others = isinstance(value, list) and kind is list and not all(isinstance(item, str) for item in value)
     if type(value) is not kind or others:
         raise UsageError(f"{name} is {value!r}; {KINDS[kind]} is expected")
+    if isinstance(value, str) and not value.isprintable():
+        raise UsageError(f"{name} is {value!r}; a text of printable characters is expected")
     return value
 
 

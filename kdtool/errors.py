@@ -59,6 +59,11 @@ class Stopped(KdtoolError):  # noqa: N818 - it is an outcome, not an error
         self.exit_code = exit_code
 
 
+def printable(text: str) -> str:
+    """A text that may hold a name from a hostile file: what a terminal would obey is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list: offers the nearest right name, and the list where it is short."""
     names = sorted(known)

@@ -10,8 +10,9 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kdtool.errors import DamageError, ResourceError
@@ -128,8 +129,11 @@ def checked_json(value: dict[str, Any]) -> bytes:
     return text.encode() + b"\n"
 
 
-def read_json(path: Path, repair: str) -> dict[str, Any]:
-    """Reads what `write_json` wrote; a checksum that does not fit is a DamageError that names `repair`."""
+def read_json(path: Path, repair: str, fields: Mapping[str, type] = MappingProxyType({})) -> dict[str, Any]:
+    """Reads what `write_json` wrote; DamageError, naming `repair`, where the checksum does not fit or `fields` do not.
+
+    fields: name -> type of what must be there at least; a checksum tells of accidents, not of who wrote it.
+    """
     try:
         value = json.loads(path.read_bytes())
         body = {key: value[key] for key in value if key != "checksum"}
@@ -138,4 +142,14 @@ def read_json(path: Path, repair: str) -> dict[str, Any]:
         intact = False
     if not intact:
         raise DamageError(f"{path} is damaged (its checksum does not fit its content); {repair}")
+    check_fields(body, fields, str(path), repair)
     return body
+
+
+def check_fields(value: Any, fields: Mapping[str, Any], what: str, repair: str) -> None:
+    """Refuses plain values that lack a field or have one of another type; `fields`: name -> type, or fields in turn."""
+    for name, kind in fields.items():
+        if isinstance(kind, Mapping):
+            check_fields(value.get(name) if isinstance(value, dict) else None, kind, f"{name} of {what}", repair)
+        elif not isinstance(value, dict) or type(value.get(name)) is not kind:
+            raise DamageError(f"{what} is not as kdtool writes it (it has no {name} of type {kind.__name__}); {repair}")

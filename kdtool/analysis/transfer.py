@@ -19,14 +19,14 @@ from torch import nn
 
 from kdtool import files
 from kdtool.analysis.gram import gram_gap
-from kdtool.cache import Cache, open_cache
+from kdtool.cache import Cache
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import augmentation_of, check_teacher, data_of
 from kdtool.engine.evaluate import vectors
 from kdtool.engine.job import Labelled
 from kdtool.engine.lacking import extract_command
-from kdtool.engine.workspace import Workspace, labelled, read_record, read_teacher
+from kdtool.engine.workspace import Workspace, labelled, open_teacher_cache, read_record, read_teacher
 from kdtool.errors import DamageError, UsageError
 from kdtool.methods import method
 from kdtool.methods.vectors import VALUES, known_layer, vector
@@ -62,12 +62,12 @@ def newest_run(workspace: Workspace) -> Path:
 
 def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> list[dict[str, Any]]:
     """The gap of every layer, as plain values; they are kept in the run's gram-gap.json."""
-    cache = open_cache(workspace.cache)
+    cache = open_teacher_cache(workspace.cache)
     check_teacher(workspace, cache)
     if config.part not in PARTS or PARTS[config.part] not in cache.layout.samples:
         held = [name for name, part in PARTS.items() if part in cache.layout.samples]
         raise UsageError(f"--part {config.part}: the cache has {', '.join(held)}")
-    result = read_result(config.run)
+    result, known = read_result(config.run), read_gaps(config.run)
     device = choose_device(config.device)
     student = create(result["network"], cache.layout.classes)
     shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
@@ -82,7 +82,20 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
         found = gram_gap(ours[tap], theirs[tap], algorithm=config.algorithm)
         source = "fresh" if config.fresh else f"cached {theirs[tap].dtype}"
         gaps.append({"layer": tap, "part": config.part, "teacher_features": source, **asdict(found)})
-    _keep(config.run, gaps)
+    renewed = {(gap["layer"], gap["part"]) for gap in gaps}
+    kept = [gap for gap in known if (gap["layer"], gap["part"]) not in renewed]
+    files.write_json(config.run / "gram-gap.json", {"gaps": [*kept, *gaps]})
+    return gaps
+
+
+def read_gaps(run: Path) -> list[dict[str, Any]]:
+    """The gaps that were computed for a run before."""
+    path = run / "gram-gap.json"
+    if not path.exists():
+        return []
+    gaps: list[dict[str, Any]] = files.read_json(path, f"remove {path}", {"gaps": list})["gaps"]
+    for gap in gaps:
+        files.check_fields(gap, {"layer": str, "part": str}, f"a gap in {path}", f"remove {path}")
     return gaps
 
 
@@ -90,7 +103,8 @@ def read_result(run: Path) -> dict[str, Any]:
     """The result of a finished distill run."""
     if not (run / "result.json").exists():
         raise UsageError(f"{run} holds no finished run (it has no result.json); name the folder of one")
-    result = files.read_json(run / "result.json", "distil the student again")
+    known = {"command": str, "name": str, "network": str, "weights_sha256": str}
+    result = files.read_json(run / "result.json", "distil the student again", known)
     if result["command"] != "distill":
         raise UsageError(f"{run} is a run of `kdtool {result['command']}`; name one of `kdtool distill`")
     return result
@@ -130,11 +144,3 @@ def teacher_vectors(
             )
         found[tap] = np.asarray(cache.array(part, key, VALUES).read(0))
     return found
-
-
-def _keep(run: Path, gaps: Sequence[dict[str, Any]]) -> None:
-    path = run / "gram-gap.json"
-    known = files.read_json(path, f"remove {path}")["gaps"] if path.exists() else []
-    renewed = {(gap["layer"], gap["part"]) for gap in gaps}
-    kept = [gap for gap in known if (gap["layer"], gap["part"]) not in renewed]
-    files.write_json(path, {"gaps": [*kept, *gaps]})

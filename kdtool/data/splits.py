@@ -42,6 +42,7 @@ def make_split(labels: Rows, classes: int, validation: int = 0, few_shot: int | 
         raise UsageError(
             f"a split needs at least 0 validation images and 1 image of each class, not {validation} and {few_shot}"
         )
+    _check_count(validation, len(labels))
     train, held = _choose(labels, classes, np.arange(len(labels)), validation, few_shot, seed)
     return Split(train, held, {"validation": validation, "few_shot": few_shot, "seed": seed})
 
@@ -67,9 +68,15 @@ def narrow(
             f"the split trains on {kept or 'all'} images of each class and {few_shot} were asked for; "
             f"it can only be narrowed: ask for 1 to {kept or 'as many as there are'}"
         )
+    _check_count(validation, len(labels))
     train, more = _choose(labels, classes, split.train, validation - held, few_shot, split.rule["seed"])
     rule = {**split.rule, "validation": validation, "few_shot": few_shot}
     return Split(train, np.sort(np.concatenate([split.validation, more])), rule)
+
+
+def _check_count(validation: int, images: int) -> None:
+    if validation > images:
+        raise UsageError(f"{validation:,} validation images were asked for, and there are {images:,} in all")
 
 
 def shares(counts: Rows, total: int) -> Rows:

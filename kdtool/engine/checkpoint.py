@@ -92,7 +92,8 @@ def load_state(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
     """The training state in a folder, or None where there is none."""
     if not (folder / "state.json").exists():
         return None
-    record = files.read_json(folder / "state.json", f"remove {folder} and start again")
+    known = {"tensors": str, "sha256": str, "plain": dict}
+    record = files.read_json(folder / "state.json", f"remove {folder} and start again", known)
     return load_tensors(folder / str(record["tensors"]), str(record["sha256"])), dict(record["plain"])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdtool import files
-from kdtool.cache import Cache, open_cache
+from kdtool.cache import Cache
 from kdtool.data.augment import Augmentation
 from kdtool.data.dataset import Dataset
 from kdtool.engine import checkpoint
@@ -23,7 +23,7 @@ from kdtool.engine.runs import RunFolder, environment
 from kdtool.engine.sources import CachedTeacher
 from kdtool.engine.teach import plain_config, summary
 from kdtool.engine.train import train
-from kdtool.engine.workspace import Workspace, labelled, load_data
+from kdtool.engine.workspace import Workspace, labelled, load_data, open_teacher_cache
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import reference
 from kdtool.methods.protocol import FittedResults, Method
@@ -58,7 +58,7 @@ class DistillConfig:
         for option, number in (("views", self.views), ("shuffle-block", self.shuffle_block)):
             if number < 0:
                 raise UsageError(f"--{option} is at least 1, not {number}")
-        if self.name in (".", "..") or "/" in self.name:
+        if self.name in (".", "..") or "/" in self.name or not self.name.isprintable():
             raise UsageError(f"--run names a folder below runs/, so {self.name!r} cannot be its name")
 
     @property
@@ -121,7 +121,7 @@ def distill(
     checkpoint_seconds: float = 60.0,
 ) -> dict[str, Any]:
     """Trains and writes a run folder; gives the result."""
-    cache = open_cache(workspace.cache)
+    cache = open_teacher_cache(workspace.cache)
     check_teacher(workspace, cache)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
@@ -184,7 +184,7 @@ def check_basis(folder: RunFolder, cache: Cache) -> None:
     repair = f"remove {folder.path} and run again"
     if not path.exists():
         raise DamageError(f"{folder.path} does not say from which cache it was made ({path.name} is missing); {repair}")
-    held = str(files.read_json(path, repair)["identity"])
+    held = str(files.read_json(path, repair, {"identity": str})["identity"])
     if held != cache.identity_digest:
         raise IdentityError(
             f"{folder.path} holds a run from another cache (identity {held[:12]} there, {cache.identity_digest[:12]} "

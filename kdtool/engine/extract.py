@@ -17,21 +17,20 @@ import torch
 from kdtool.cache import CacheWriter, Contents, create_or_open, open_cache
 from kdtool.engine import checkpoint
 from kdtool.engine.blocks import Answers, Hand, fill_blocks, work
-from kdtool.engine.extraction import FLOATS, Extraction, Stored, stored_specs
+from kdtool.engine.extraction import Extraction, Stored, stored_specs
 from kdtool.engine.fitting import FitSource, learn
 from kdtool.engine.ranks import Alone, Ranks, ranks
 from kdtool.engine.runs import environment
 from kdtool.engine.sizes import bytes_to_write
 from kdtool.engine.sources import as_tensors
 from kdtool.engine.spool import Spool
-from kdtool.errors import IdentityError, UsageError
+from kdtool.errors import IdentityError
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import CLEAN, Facts, Fit, Target, by_key, describe
 
 
 def extract(cache: Path, job: Extraction, progress: Progress, stop: StopRequest, save_seconds: float = 60.0) -> None:
     """Fills the cache with all that is missing of the job. Whatever stops it, the next call goes on."""
-    _check_dtypes(job)
     with ranks() as group:
         if group.rank > 0:
             _help(cache, job, group, progress, stop)
@@ -77,15 +76,6 @@ def needed_fits(job: Extraction) -> tuple[Fit, ...]:
     """The fits that encoders of the job need, each once."""
     needed = (target.fit for target in job.targets if target.fit is not None)
     return tuple({fit.key: fit for fit in needed}.values())
-
-
-def _check_dtypes(job: Extraction) -> None:
-    known = {target.key for target in job.targets}
-    for key, dtype in job.dtypes.items():
-        if dtype not in FLOATS:
-            raise UsageError(f"--dtype {dtype} is not one of {', '.join(FLOATS)}")
-        if key and key not in known:
-            raise UsageError(f"--dtype {key}={dtype}: this extract stores no {key}, but {', '.join(sorted(known))}")
 
 
 def _check_mixed(job: Extraction, writer: CacheWriter) -> None:

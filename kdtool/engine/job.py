@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdtool.data.batches import Images, batch_slices
 from kdtool.engine.optim import Recipe
 from kdtool.errors import UsageError
-from kdtool.methods.protocol import Method
+from kdtool.methods.protocol import Method, need
 from kdtool.targets import Stage, TargetSource, Weight
 
 
@@ -79,7 +79,9 @@ def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe
         recipe = stage_recipe(plan, stage)
         epochs = recipe.epochs
         batch_slices(samples, recipe.batch, recipe.drop_last)
+        need(stage.task >= 0, f"the weight of the cross-entropy is {stage.task:g}; a weight is at least 0")
         for term, weight in {**(stage.weights or {}), **(added if stage.task else {})}.items():
+            need(weight.value >= 0, f"the weight of the term {term} is {weight.value:g}; a weight is at least 0")
             if weight.value != 0 and weight.start >= epochs:
                 raise UsageError(
                     f"the term {term} becomes active in epoch {weight.start + 1} and the run has {epochs}; "

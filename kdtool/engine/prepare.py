@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from kdtool.data import Dataset, splits
 from kdtool.data.augment import Augmentation
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import needs_of
-from kdtool.engine.extraction import Extraction
+from kdtool.engine.extraction import FLOATS, Extraction
 from kdtool.engine.job import check_seed
 from kdtool.engine.workspace import (
     DEFAULT_VIEWS,
@@ -86,11 +86,7 @@ def prepare(workspace: Workspace, config: ExtractConfig) -> Extraction:
         placements=augmentation.placements,
     )
     targets, fits, validated = contents(config, record, layout, data.train.labels[split.train])
-    unknown_clean = [key for key in config.clean if key not in {target.key for target in targets}]
-    if unknown_clean:
-        raise UsageError(
-            f"--clean {unknown_clean[0]}: this extract stores no such key, but {', '.join(t.key for t in targets)}"
-        )
+    check_keys(config, [target.key for target in targets])
     parts = {
         part: labelled(data.test if part == "test" else data.train, index, augmentation, data, device)
         for part, index in rows.items()
@@ -113,6 +109,18 @@ def prepare(workspace: Workspace, config: ExtractConfig) -> Extraction:
         precision=config.precision,
         allow_mixed=config.allow_mixed,
     )
+
+
+def check_keys(config: ExtractConfig, known: Sequence[str]) -> None:
+    """Refuses options that are about keys which this extract does not store, and dtypes that it cannot store."""
+    for key in config.clean:
+        if key not in known:
+            raise UsageError(f"--clean {key}: this extract stores no such key, but {', '.join(known)}")
+    for key, dtype in config.dtypes.items():
+        if dtype not in FLOATS:
+            raise UsageError(f"--dtype {dtype!r} is not one of {', '.join(FLOATS)}")
+        if key and key not in known:
+            raise UsageError(f"--dtype {key}={dtype}: this extract stores no {key}, but {', '.join(sorted(known))}")
 
 
 def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Augmentation) -> int:

@@ -6,11 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kdtool.cache import open_cache, open_damaged
+from kdtool.cache import open_damaged
 from kdtool.engine.extract import fill
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.recorded import Again, recorded_job
 from kdtool.engine.runs import environment
+from kdtool.engine.workspace import open_teacher_cache
 from kdtool.errors import DamageError, KdtoolError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def repair(workspace: Workspace, again: Again, progress: Progress, stop: StopReq
         for line in repairer.mended:
             progress.note(line)
         if lost:
-            cache = open_cache(workspace.cache)
+            cache = open_teacher_cache(workspace.cache)
             try:
                 job, unknown = recorded_job(workspace, cache, again)
             except KdtoolError as error:

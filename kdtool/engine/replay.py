@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdtool.cache import open_cache
 from kdtool.engine.blocks import Answers
+from kdtool.engine.device import choose_device
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.recorded import Again, recorded_job
 from kdtool.engine.sources import as_tensors
+from kdtool.engine.workspace import open_teacher_cache
 from kdtool.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
@@ -82,9 +83,8 @@ def replay(
     and rows of the data set are compared whole. UsageError where the teacher or the data set is not at hand,
     IdentityError where they are others, DamageError where a chunk that is read is damaged.
     """
-    if rows < 1:
-        raise UsageError(f"--replay is at least 1, not {rows}")
-    cache = open_cache(workspace.cache)
+    check_replay(rows, again)
+    cache = open_teacher_cache(workspace.cache)
     job, unknown = recorded_job(workspace, cache, again)
     _compare_samples(cache, job)
     places = _drawn(cache, rows, draw)
@@ -104,6 +104,13 @@ def replay(
                 result.add(held, told[key][name], view, batch)
             progress.advance(len(batch))
     return list(found.values()), unknown
+
+
+def check_replay(rows: int, again: Again) -> None:
+    """Refuses what can be refused before anything is read."""
+    if rows < 1:
+        raise UsageError(f"--replay is at least 1, not {rows}")
+    choose_device(again.device)
 
 
 def _relative(held: Array, given: Array) -> Array:

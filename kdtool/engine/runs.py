@@ -62,7 +62,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -127,7 +127,8 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run."""
         path = self.path / "result.json"
-        return files.read_json(path, f"remove {self.path} and run again") if path.exists() else None
+        known = {"command": str, "name": str, "weights_sha256": str}
+        return files.read_json(path, f"remove {self.path} and run again", known) if path.exists() else None
 
     def rows(self) -> list[Row]:
         """The metrics, a row an epoch."""
@@ -136,7 +137,7 @@ class RunFolder:
             return []
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamageError(f"{path} is damaged: {error}; remove {self.path} and run again") from None
 
     def write_rows(self, rows: list[Row]) -> None:

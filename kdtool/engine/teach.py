@@ -71,6 +71,11 @@ def teach(
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     found = data.load(config.data, Path(config.data_folder) if config.data_folder else None)
+    augmentation = Augmentation(flip=found.flip, seed=config.seed)
+    if config.views > augmentation.placements:
+        raise UsageError(
+            f"--views {config.views}: the augmentation has {augmentation.placements} placements; ask for no more"
+        )
     split = make_split(found.train.labels, found.classes, config.validation, config.few_shot, config.seed)
     check_schedule((Stage("teach"),), (), config.recipe, len(split.train))
     path = workspace.runs / "teacher"
@@ -81,7 +86,6 @@ def teach(
             checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
-        augmentation = Augmentation(flip=found.flip, seed=config.seed)
         with seeded(config.seed):
             model = create(config.network, found.classes).to(device)
         job = Job(
@@ -123,7 +127,7 @@ def teach(
                 "split_digest": record.split_digest,
                 "student": config.student,
                 "cache": "cache.zarr",
-                "views": min(config.views, augmentation.placements),
+                "views": config.views,
             }
         )
         result = {

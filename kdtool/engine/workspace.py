@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from kdtool import data, files
+from kdtool.cache import Cache, open_cache
 from kdtool.data import splits
 from kdtool.data.augment import Augmentation
 from kdtool.data.batches import Images
@@ -115,6 +116,36 @@ class TeacherRecord:
     test_accuracy: float
 
 
+_RECORD: dict[str, type] = {
+    **dict.fromkeys(("network", "sha256", "data", "data_digest", "split_digest"), str),
+    **dict.fromkeys(("image_shape", "mean", "std"), list),
+    "classes": int,
+    "flip": bool,
+    "test_accuracy": float,
+}
+
+# What is read of the identity of a cache, which holds more.
+_IDENTITY: dict[str, Any] = {
+    "teacher": {"network": str, "sha256": str, "split_digest": str},
+    "data": {"name": str, "digest": str, "image_shape": list},
+    "split": {"rule": {"validation": int}, "digest": str},
+    "augmentation": {"pad": int, "flip": bool, "seed": int},
+    "numeric": {"precision": str},
+}
+
+
+def open_teacher_cache(path: Path) -> Cache:
+    """The cache at `path`, whose identity is one that `kdtool extract` wrote; errors as for `open_cache`."""
+    cache = open_cache(path)
+    check_identity(path, cache.identity)
+    return cache
+
+
+def check_identity(path: Path, identity: dict[str, Any]) -> None:
+    """DamageError where the identity of a cache lacks what every command reads of it."""
+    files.check_fields(identity, _IDENTITY, f"the identity of {path}", "extract into another --cache")
+
+
 def record_path(teacher: Path) -> Path:
     """teacher.safetensors -> teacher.json."""
     return teacher.with_suffix(".json")
@@ -139,14 +170,15 @@ def read_record(path: Path) -> TeacherRecord:
     place = record_path(path)
     if not place.exists():
         raise UsageError(f"there is no teacher: {place} does not exist; run `kdtool teach` first")
-    plain = files.read_json(place, "train the teacher again with `kdtool teach`")
+    plain = files.read_json(place, "train the teacher again with `kdtool teach`", _RECORD)
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in plain.items()}
-    try:
-        return TeacherRecord(**values)
-    except TypeError:
+    threes = (values["image_shape"], values["mean"], values["std"])
+    numbers = all(type(item) in (int, float) for three in threes for item in three)
+    if values.keys() != _RECORD.keys() or not numbers or any(len(three) != 3 for three in threes):
         raise DamageError(
             f"{place} is the record of another version of kdtool; train the teacher again with `kdtool teach`"
-        ) from None
+        )
+    return TeacherRecord(**values)
 
 
 def read_teacher(path: Path, record: TeacherRecord, device: torch.device) -> nn.Module:
@@ -161,7 +193,7 @@ def read_split(path: Path, record: TeacherRecord) -> splits.Split:
     place = split_path(path)
     try:
         split = splits.from_plain(json.loads(place.read_bytes()))
-    except (OSError, ValueError, DamageError) as error:
+    except (OSError, ValueError, RecursionError, DamageError) as error:
         raise DamageError(f"{place} cannot be read ({error}); train the teacher again with `kdtool teach`") from None
     if split.digest != record.split_digest:
         raise DamageError(f"{place} is not the split of this teacher; train it again with `kdtool teach`")

@@ -18,7 +18,7 @@ def at_least_float32(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def widened(*args: P.args, **kwargs: P.kwargs) -> R:
-        return function(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+        return function(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
 
     return widened
 

@@ -19,6 +19,9 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+MOST_CLASSES = 1_000_000
+
+
 def create(name: str, classes: int = 100) -> nn.Module:
     """A freshly initialised network for images (B, 3, H, W) that gives logits (B, classes).
 
@@ -27,8 +30,8 @@ def create(name: str, classes: int = 100) -> nn.Module:
     """
     if name not in MODELS:
         raise unknown("network", name, MODELS)
-    if classes < 2:
-        raise UsageError(f"{name} for {classes} classes; a classifier needs at least 2")
+    if not 2 <= classes <= MOST_CLASSES:
+        raise UsageError(f"{name} for {classes} classes; a classifier tells 2 to {MOST_CLASSES:,} apart")
     return MODELS[name](classes)
 
 

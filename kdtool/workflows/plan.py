@@ -5,13 +5,13 @@ Bytes come from `kdtool.engine.sizes`, seconds from `kdtool.workflows.costs`.
 
 from typing import Any
 
-from kdtool.cache import Cache, open_cache
+from kdtool.cache import Cache
 from kdtool.cache.identity import refuse
 from kdtool.cache.journal import holds_cache
 from kdtool.engine import sizes
 from kdtool.engine.extraction import Extraction, stored_specs
 from kdtool.engine.sources import as_tensors
-from kdtool.engine.workspace import Workspace
+from kdtool.engine.workspace import Workspace, open_teacher_cache
 from kdtool.targets import by_key
 from kdtool.workflows.costs import costs
 
@@ -21,7 +21,7 @@ def plan(workspace: Workspace, job: Extraction) -> dict[str, Any]:
 
     IdentityError where the cache that is there is of something else: extract would refuse it too.
     """
-    known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
+    known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
     if known is not None:
         refuse_other(known, job)
     learned = sizes.fit_results(job, known)

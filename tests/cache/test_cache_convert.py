@@ -164,7 +164,7 @@ def caches(draw):
 
 
 @hypothesis.given(caches())
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=20)
 def test_any_dtype_and_shape_comes_back_in_every_bit(drawn):
     layout, views, spec, values = drawn
     samples, rows = layout.samples["train"], layout.block_rows("train")
@@ -670,6 +670,24 @@ def huge_batch(body):
 def test_a_claim_of_more_than_the_file_has_takes_no_memory(file):
     rewrite(file, manifest_with(huge_batch))
     refused(file, DamageError, "has chunks of 20,000,000,020 bytes, more than 1,073,741,824")
+
+
+def test_one_dataset_under_many_names_does_not_fill_the_disk(tmp_path):
+    with create_or_open(tmp_path / "source", {}, Layout({"train": 1}, 3, 1, 1)) as writer:
+        writer.declare("a", Contents(1, ("tap",), {}, None, {"values": ArraySpec("uint8", (100_000,))}))
+        writer.commit("train", 0, 0, {"a": {"values": np.ones((1, 100_000), np.uint8)}})
+    export_hdf5(tmp_path / "source", tmp_path / "x.h5")
+
+    def multiply(body):
+        for key in "bcdef":
+            body["contents"][key] = body["contents"]["a"]
+            body["files"][f"train/{key}/values/c/0/0/0"] = body["files"]["train/a/values/c/0/0/0"]
+
+    rewrite(tmp_path / "x.h5", manifest_with(multiply))
+    rewrite(
+        tmp_path / "x.h5", lambda handle: [handle.__setitem__(f"train/{key}", handle["train/a"]) for key in "bcdef"]
+    )
+    refused(tmp_path / "x.h5", DamageError, "/manifest: speaks of 60")
 
 
 def test_memory_stays_within_a_few_chunks(sound, tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
