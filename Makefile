@@ -23,7 +23,7 @@ INSTALLED := $(VENV)/installed
 UV := build/uv/bin/uv
 PLACE := build/wheel-test
 
-.PHONY: help setup quickstart test lint format types check wheel-test coverage bench docker-test lock clean
+.PHONY: help setup quickstart test lint format types check wheel-test coverage bench crash-test docker-test lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,11 @@ coverage: setup ## which lines and branches the tests reach
 bench: setup ## measure on this machine what benchmarks/README.md tells, on a quiet one
 	@$(BIN)/python benchmarks/gram_gap.py
 	@$(BIN)/python benchmarks/distill_step.py
+	@$(BIN)/python benchmarks/cache_speed.py
+
+crash-test: setup ## all trials of docs/reliability.md (an hour or two); ARGS="-k killed" for some of them
+	@$(BIN)/pytest tests/reliability tests/engine/test_ranks.py --long --figures docs/results/reliability.json $(ARGS)
+	@$(BIN)/python tests/support/reliability_table.py
 
 docker-test: ## build the image and run the quickstart in it, without network, on a read-only root
 	@test -n "$(ENGINE)" || { echo "neither docker nor podman is on the PATH; name one: make docker-test ENGINE=/path/to/it" >&2; exit 1; }

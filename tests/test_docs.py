@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reliability_table import PAGE, with_table
 
 from kdtool.cli.main import run
 
@@ -94,3 +95,8 @@ def test_files_that_a_page_links_to_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
     assert missing == []
+
+
+def test_the_figures_of_reliability_are_those_of_the_last_long_run() -> None:
+    page = PAGE.read_text()
+    assert page == with_table(page)
