@@ -82,7 +82,7 @@ bench: setup ## measure on this machine what benchmarks/README.md tells, on a qu
 	@$(BIN)/python benchmarks/cache_speed.py
 
 crash-test: setup ## all trials of docs/reliability.md (an hour or two); ARGS="-k killed" for some of them
-	@$(BIN)/pytest tests/reliability tests/engine/test_ranks.py --long --figures docs/results/reliability.json $(ARGS)
+	@$(BIN)/pytest tests/reliability --long --figures docs/results/reliability.json $(ARGS)
 	@$(BIN)/python tests/support/reliability_table.py
 
 docker-test: ## build the image and run the quickstart in it, without network, on a read-only root

@@ -49,12 +49,12 @@ def tiny_cifar100(folder: Path) -> None:
     (folder / "cifar-100-binary" / "fine_label_names.txt").write_text(names + "\n")
 
 
-def test_there_are_three_blocks() -> None:
-    assert len(blocks()) == 3
+def test_every_block_is_run() -> None:
+    assert len(blocks()) == 4
     assert all(line.startswith("kdtool ") for block in blocks() for line in block)
 
 
-@pytest.mark.parametrize("numbers", [(0,), (1, 2)], ids=["digits", "cifar100"])
+@pytest.mark.parametrize("numbers", [(0,), (1, 2, 3)], ids=["digits", "cifar100"])
 def test_readme(numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")

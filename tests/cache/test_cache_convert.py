@@ -21,7 +21,7 @@ from disk import Disk, Killed
 from hypothesis import strategies as st
 
 from kdtool import files
-from kdtool.cache import ArraySpec, Contents, Layout, convert, create_or_open, info, open_cache, verify
+from kdtool.cache import ArraySpec, Contents, Layout, create_or_open, hdf5, info, open_cache, verify
 from kdtool.cache.arrays import DTYPES
 from kdtool.cache.chunks import record_of
 from kdtool.cache.convert import export_hdf5, import_hdf5, verify_hdf5
@@ -709,10 +709,10 @@ def test_memory_stays_within_a_few_chunks(sound, tmp_path):
 
 
 def test_a_cache_whose_chunks_are_too_large_for_the_reader_is_not_exported(told, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "CHUNK_LIMIT", 50)
+    monkeypatch.setattr(hdf5, "CHUNK_LIMIT", 50)
     with pytest.raises(UsageError, match=r"has pieces of \d+ bytes; one file can have up to 50; pass the folder"):
         export_hdf5(told, tmp_path / "x.h5")
     monkeypatch.undo()
-    monkeypatch.setattr(convert, "TEXT_BYTES", 50)
+    monkeypatch.setattr(hdf5, "TEXT_BYTES", 50)
     with pytest.raises(UsageError, match="manifest has pieces of"):
         export_hdf5(told, tmp_path / "x.h5")
