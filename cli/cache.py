@@ -102,7 +102,7 @@ def verify(
     if problems:
         raise DamageError(
             f"{path} has {len(problems)} damaged or missing files, the first is {problems[0].file}; "
-            + (f"`kdtool cache repair {path}` mends them" if path.is_dir() else "export it again")
+            + (f"`kdtool cache repair {path}` mends what it can" if path.is_dir() else "export it again")
         )
     if not json:
         print_line(f"{path} is intact")

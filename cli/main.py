@@ -52,6 +52,8 @@ def options(
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; gives its exit code. `--debug` may stand anywhere."""
     words = [word for word in arguments if word != "--debug"]
+    if "kdtool.methods.own" in sys.modules:
+        sys.modules["kdtool.methods.own"].FILES.clear()  # of the command before, in tests
     try:
         code = app(words, standalone_mode=False)
         sys.stdout.flush()
@@ -93,6 +95,13 @@ def _explained(error: Exception, message: str) -> tuple[str, int]:
         name = f": {error.filename}" if error.filename else ""
         mistyped = isinstance(error, _NAMES) or error.errno == errno.ENAMETOOLONG
         return f"{error.strerror or error}{name}", 2 if mistyped else 5
+    own = sys.modules.get("kdtool.methods.own")
+    files = own.FILES if own else set()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files:
+            return f"{frame.filename}, line {frame.lineno}, in {frame.name}: {type(error).__name__}: {error}", 2
+    if files:
+        return f"{type(error).__name__}: {error}; check your method as docs/own-method.md shows, or see --debug", 1
     return f"a bug in kdtool: {type(error).__name__}: {error}; `kdtool --debug ...` shows where", 1
 
 

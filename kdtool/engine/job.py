@@ -80,7 +80,10 @@ def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe
         epochs = recipe.epochs
         batch_slices(samples, recipe.batch, recipe.drop_last)
         need(stage.task >= 0, f"the weight of the cross-entropy is {stage.task:g}; a weight is at least 0")
-        for term, weight in {**(stage.weights or {}), **(added if stage.task else {})}.items():
+        weights = {**(stage.weights or {}), **(added if stage.task else {})}
+        idle = not stage.task and stage.weights is not None and not any(weight.value for weight in weights.values())
+        need(not idle, f"stage {stage.name} trains nothing: its cross-entropy and all its terms have weight 0")
+        for term, weight in weights.items():
             need(weight.value >= 0, f"the weight of the term {term} is {weight.value:g}; a weight is at least 0")
             if weight.value != 0 and weight.start >= epochs:
                 raise UsageError(

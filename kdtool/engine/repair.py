@@ -35,8 +35,6 @@ def repair(workspace: Workspace, again: Again, progress: Progress, stop: StopReq
     """
     with open_damaged(workspace.cache, progress.advance) as repairer:
         lost = tuple(sorted(repairer.damaged))
-        for line in repairer.mended:
-            progress.note(line)
         if lost:
             cache = open_teacher_cache(workspace.cache)
             try:

@@ -28,7 +28,7 @@ from kdtool.errors import UsageError
 from kdtool.methods.precision import wide
 from kdtool.models.taps import TapReader
 from kdtool.progress import Progress, StopRequest
-from kdtool.targets import CLEAN, Batch, Cached, Stage
+from kdtool.targets import CLEAN, Batch, Cached, Stage, Weight
 
 
 def train(
@@ -158,6 +158,7 @@ def _terms(
     if weights is not None and not any(running.epoch >= weight.start for weight in weights.values()):
         return {}
     found = bound.method.terms(taps, cached, batch, running.adapters[bound.method.name])
+    _check_terms(bound.method.name, stage, weights, found)
     if weights is None:
         return {name: (1.0, value) for name, value in found.items()}
     return {
@@ -165,6 +166,21 @@ def _terms(
         for name, value in found.items()
         if name in weights and running.epoch >= weights[name].start
     }
+
+
+def _check_terms(method: str, stage: Stage, weights: Mapping[str, Weight] | None, found: Mapping[str, Any]) -> None:
+    """Refuses what only a method of the user's own can give: it would train on less than it seems to."""
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"the term {name} of method {method} is {what}; a tensor of one number is expected")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise UsageError(f"the term {name} of method {method} has no gradient: it does not depend on the student")
+    for name, weight in (weights or {}).items():
+        if weight.value and name not in found:
+            raise UsageError(
+                f"stage {stage.name} of method {method} has a weight for {name}, and its terms are {', '.join(found)}"
+            )
 
 
 def _weighted(losses: Mapping[str, tuple[float, Tensor]]) -> Tensor:

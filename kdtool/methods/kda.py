@@ -145,6 +145,7 @@ class KDA(Method):
             f"option kda.teacher_landmarks is epoch or fixed, not {self.teacher_landmarks!r}",
         )
         need(self.centres >= 1, f"option kda.centres is at least 1, not {self.centres}")
+        need(self.landmarks == "kmeans" or self.centres == 2, "option kda.centres needs landmarks=kmeans")
         need(self.count >= 0 and self.rank >= 0, "options kda.count and kda.rank are not negative")
         need(self.landmarks == "random" or not self.count, "option kda.count needs landmarks=random")
         need(self.whiten or not self.rank, "option kda.rank needs whiten=true")

@@ -10,6 +10,7 @@ from pathlib import Path
 from kdtool.errors import UsageError, unknown
 from kdtool.methods.protocol import Method, need
 
+FILES: set[str] = set()  # of users' modules, so that an error in one is told as such
 NAME = re.compile(r"[a-z][a-z0-9_]*")  # goes into folder names, metrics and the names of modules
 
 
@@ -40,7 +41,9 @@ def _import(reference: str, path: str) -> object:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(path)
+        module = importlib.import_module(path)
+        FILES.add(str(getattr(module, "__file__", "")))
+        return module
     except ModuleNotFoundError as error:
         if error.name and (path == error.name or path.startswith(f"{error.name}.")):
             raise UsageError(
@@ -48,5 +51,5 @@ def _import(reference: str, path: str) -> object:
                 "path.to:MyMethod names the class MyMethod of path/to.py"
             ) from None
         raise UsageError(f"--method {reference}: {path} imports {error.name}, which is not installed") from error
-    except Exception as error:  # whatever the user's file does when it runs
+    except (Exception, SystemExit) as error:  # whatever the user's file does when it runs
         raise UsageError(f"--method {reference}: {path} cannot be imported: {type(error).__name__}: {error}") from error
