@@ -127,6 +127,7 @@ def extract(
 
 def following(asked: "ExtractConfig", workspace: "Workspace") -> list[str]:
     """The words of a command that uses what was extracted."""
+    from kdtool.engine.lacking import setting_words
     from kdtool.methods import reference
 
     words = ["kdtool", "distill", "--method"]
@@ -134,7 +135,7 @@ def following(asked: "ExtractConfig", workspace: "Workspace") -> list[str]:
         return [*words, "kda", "--layer", "before_fc", *workspace.words]
     student = asked.students[0]
     named = [] if student == workspace.settings.get("student") else ["--student", student]
-    return [*words, reference(asked.methods[0]), *named, *workspace.words]
+    return [*words, reference(asked.methods[0]), *setting_words(asked.methods[:1]), *named, *workspace.words]
 
 
 def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractConfig":

@@ -87,7 +87,8 @@ def _explained(error: Exception, message: str) -> tuple[str, int]:
         return "interrupted", 130
     if message:  # a wrong option, value or command
         return f"{message.rstrip('.')} (see --help)", 2
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+    torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, MemoryError) or torchs:
         return f"not enough memory: {error}; take a smaller --batch, or --device cpu", 5
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space left; free some space and run the same command again: it goes on where it stopped", 5

@@ -168,6 +168,10 @@ def build_methods(names: list[str], layers: list[str], settings: dict[str, str])
     built = tuple(found.with_options(given[found.name]) for found in chosen)
     if not layers:
         return built
+    if len(set(layers)) < len(layers):
+        raise UsageError(f"--layer {layers[-1]}: a layer is named twice")
+    if "layers" in given[names[0]]:
+        raise UsageError("layers are named by --layer and by --set layers; take one of them")
     if "layers" not in built[0].options():
         raise UsageError(f"method {built[0].name} has no layers to choose, so --layer does not apply to it")
     return (replace(built[0], layers=tuple(layers)), *built[1:])  # type: ignore[call-arg]

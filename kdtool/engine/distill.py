@@ -30,7 +30,7 @@ from kdtool.methods.protocol import FittedResults, Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import create, parameters, tap_shapes
 from kdtool.progress import Progress, StopRequest
-from kdtool.targets import Facts, Shapes, Stage, Target, by_key
+from kdtool.targets import Facts, Fit, Shapes, Stage, Target, by_key
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Needs:
     """What methods ask of a cache for one student."""
 
     targets: tuple[Target, ...]
-    fits: tuple[str, ...]
+    fits: tuple[Fit, ...]
     validated: tuple[str, ...] = ()
     taps: tuple[tuple[str, ...], ...] = field(default=())
 
@@ -100,14 +100,14 @@ class Needs:
 def needs_of(methods: Sequence[Method], student: Shapes, teacher: Shapes, facts: Facts) -> Needs:
     """Targets, fits and student taps of methods, equal keys once."""
     targets = by_key([target for method in methods for target in method.targets(student, teacher)])
-    fits = [fit.key for method in methods for fit in method.fits(student, teacher)]
-    fits += [target.fit.key for target in targets.values() if target.fit is not None]
+    fits = [fit for method in methods for fit in method.fits(student, teacher)]
+    fits += [target.fit for target in targets.values() if target.fit is not None]
     selecting = methods and any(
         stage.select == "validation_loss" for stage in methods[0].stages(student, teacher, facts)
     )
     return Needs(
         tuple(targets.values()),
-        tuple(dict.fromkeys(fits)),
+        tuple({fit.key: fit for fit in fits}.values()),
         tuple(targets) if selecting else (),
         tuple(method.student_taps(student, teacher) for method in methods),
     )
@@ -226,8 +226,8 @@ def facts_of(cache: Cache, config: DistillConfig) -> Facts:
 
 def held_views(cache: Cache, needs: Needs) -> int:
     """The views that the cache holds of all needed keys; without needs, of its logits."""
-    keys = [target.key for target in needs.targets] or list(cache.contents)[:1]
-    return min((cache.views(key) for key in keys), default=1)
+    keys = [target.key for target in needs.targets] or ["logits"]
+    return min(cache.views(key) for key in keys) or 1
 
 
 def bind(method: Method, taps: tuple[str, ...], shapes: Shapes, cache: Cache, facts: Facts, added: bool) -> Bound:

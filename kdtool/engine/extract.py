@@ -19,6 +19,7 @@ from kdtool.engine import checkpoint
 from kdtool.engine.blocks import Answers, Hand, fill_blocks, work
 from kdtool.engine.extraction import Extraction, Stored, stored_specs
 from kdtool.engine.fitting import FitSource, learn
+from kdtool.engine.lacking import check_fit
 from kdtool.engine.ranks import Alone, Ranks, ranks
 from kdtool.engine.runs import environment
 from kdtool.engine.sizes import bytes_to_write
@@ -130,6 +131,7 @@ class _Worker:
         """Learns the fits that the cache does not hold, all of them side by side, pass by pass; loads the others."""
         for fit in fits:
             if self.writer.has_fit(fit.key):
+                check_fit(self.writer.cache, fit)
                 self.fitted[fit.key] = as_tensors(self.writer.cache.fitted(fit.key), self.device)
         todo = [fit for fit in fits if fit.key not in self.fitted]
         if todo:
@@ -140,13 +142,15 @@ class _Worker:
         specs = stored_specs(self.job, list(targets.values()), self.fitted, self.writer.cache.contents)
         shapes = {key: {name: spec.shape for name, spec in arrays.items()} for key, arrays in specs.items()}
         source = FitSource(self.writer.cache, self._told, self.spool, self.device)
+        records = [self._record(fit) for fit in fits]
+        told = (self.progress, self.stop, self.save_seconds)
         try:
-            states = learn(fits, shapes, self.facts, self.writer, source, self.progress, self.stop, self.save_seconds)
+            states = learn(fits, shapes, self.facts, self.writer, source, *told, records)
         finally:
             self.spool.close()
-        for fit in fits:
+        for fit, record in zip(fits, records, strict=True):
             result = fit.result(states[fit.key], self.facts)
-            self.writer.put_fit(fit.key, fit.version, self._record(fit), result)
+            self.writer.put_fit(fit.key, fit.version, record, result)
             self.fitted[fit.key] = as_tensors(result, self.device)
         self.clear()
 

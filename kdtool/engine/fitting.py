@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kdtool.cache import Cache, CacheWriter
+from kdtool.cache.identity import plain
 from kdtool.engine import checkpoint
 from kdtool.engine.device import exact
 from kdtool.engine.extraction import Stored
@@ -79,16 +80,19 @@ def learn(
     progress: Progress,
     stop: StopRequest,
     save_seconds: float,
+    records: Sequence[Mapping[str, Any]],
 ) -> dict[str, State]:
     """The states of fits after their last passes, from the state in the cache's scratch folder where there is one.
 
-    shapes: target key -> array -> shape of one sample, of all that the fits read.
+    shapes: target key -> array -> shape of one sample, of all that the fits read. records: the definition of every fit,
+    dtypes of what it reads included; a state of other definitions is not taken up.
     """
+    definitions = [{"version": fit.version, **record} for fit, record in zip(fits, records, strict=True)]
     layout = writer.cache.layout
     plan = passes(fits, layout.fit_views)
     per_pass = -(-facts.samples // layout.batch)
     begun = {fit.key: fit.begin(facts, shapes, layout.fit_views) for fit in fits}
-    states, done = _resume(writer, fits) or (begun, 0)
+    states, done = _resume(writer, fits, definitions) or (begun, 0)
     progress.begin("fit", len(plan) * per_pass, done)
     saved = time.monotonic()
     for number in range(done, len(plan) * per_pass):
@@ -107,7 +111,7 @@ def learn(
             _tell_remarks(members, states, turn, layout.fit_views, progress)
         stopping = stop.requested()
         if stopping or time.monotonic() - saved > save_seconds:
-            _save(writer, fits, states, number + 1)
+            _save(writer, definitions, states, number + 1)
             saved = time.monotonic()
         if stopping:
             raise stop.stopped(f"in pass {turn + 1} of the fits")
@@ -138,14 +142,18 @@ def _tell_remarks(
                 progress.note(f"{fit.key}, pass {passed}/{count}: {remark}")
 
 
-def _save(writer: CacheWriter, fits: Sequence[Fit], states: Mapping[str, State], done: int) -> None:
+def _save(
+    writer: CacheWriter, definitions: Sequence[Mapping[str, Any]], states: Mapping[str, State], done: int
+) -> None:
     tensors = {f"{key}/{name}": value for key, state in states.items() for name, value in state.items()}
-    checkpoint.save_state(writer.scratch, tensors, {"fits": [fit.key for fit in fits], "done": done})
+    checkpoint.save_state(writer.scratch, tensors, {"fits": plain(definitions), "done": done})
 
 
-def _resume(writer: CacheWriter, fits: Sequence[Fit]) -> tuple[dict[str, State], int] | None:
+def _resume(
+    writer: CacheWriter, fits: Sequence[Fit], definitions: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, State], int] | None:
     state = checkpoint.load_state(writer.scratch)
-    if state is None or state[1]["fits"] != [fit.key for fit in fits]:
+    if state is None or state[1]["fits"] != plain(definitions):
         return None
     states: dict[str, State] = {fit.key: {} for fit in fits}
     for path, value in state[0].items():

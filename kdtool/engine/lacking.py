@@ -6,14 +6,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdtool.errors import DamageError, IdentityError
+from kdtool.cache.identity import refuse
+from kdtool.errors import DamageError
 from kdtool.methods import reference
+from kdtool.targets import describe
 
 if TYPE_CHECKING:
     from kdtool.cache import Cache
     from kdtool.engine.distill import Needs
     from kdtool.engine.workspace import Workspace
     from kdtool.methods.protocol import Method
+    from kdtool.targets import Fit, Target
 
 
 def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) -> None:
@@ -22,7 +25,7 @@ def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) 
     views: 0 asks for one at least. command: words of `extract_command`, without a number of views.
     """
     lacking = [target.key for target in needs.targets if target.key not in cache.contents]
-    lacking += [fit for fit in needs.fits if fit not in cache.fits]
+    lacking += [fit.key for fit in needs.fits if fit.key not in cache.fits]
     selecting = needs.validated if "validation" in cache.layout.samples else ()
     lacking += [f"{key} of the validation part" for key in selecting if not cache.views(key, "validation")]
     wanted = views or max((cache.views(key) for key in cache.contents), default=0) or 1
@@ -36,12 +39,29 @@ def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) 
                 f"the cache {cache.path} holds {held} complete views of {target.key}, and {max(views, 1)} are needed; "
                 f"add them with `{repair}`"
             )
-        stored = cache.contents[target.key]
-        if stored.version != target.version:
-            raise IdentityError(
-                f"{target.key} in {cache.path} has definition {stored.version}, this kdtool uses {target.version}; "
-                "extract into another --cache"
-            )
+        check_target(cache, target)
+    for fit in needs.fits:
+        check_fit(cache, fit)
+
+
+def check_target(cache: Cache, target: Target) -> None:
+    """IdentityError where a cache holds a key of another definition than a method asks for."""
+    held = cache.contents[target.key].to_json()
+    fit = None if target.fit is None else target.fit.key
+    record = {"version": target.version, "taps": list(target.taps), "encoder": describe(target.encode), "fit": fit}
+    _refuse(cache, target.key, {name: held[name] for name in record}, record)
+
+
+def check_fit(cache: Cache, fit: Fit) -> None:
+    """IdentityError where a cache holds a fit of another definition under that key."""
+    held = cache.fits[fit.key]
+    record = {name: value for name, value in held.record.items() if name != "reads"}
+    _refuse(cache, fit.key, {"version": held.version, **record}, {"version": fit.version, **describe(fit)})
+
+
+def _refuse(cache: Cache, key: str, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    hint = "another definition needs another key, or another --cache"
+    refuse(f"{cache.path} holds {key!r} with another definition", held, wanted, hint)
 
 
 def extract_command(
@@ -51,15 +71,23 @@ def extract_command(
     words = ["kdtool", "extract", *workspace.words]
     for method in methods:
         words += ["--for", reference(method)]
-    for method in methods:
-        for name, value in vars(method).items():
-            if value != method.options()[name]:
-                words += ["--set", f"{method.name}.{name}={option_text(value)}"]
+    words += setting_words(methods)
     if methods:
         words += ["--student", student]
     if data_folder is not None:
         words += ["--data-folder", data_folder]
     return [*words, *_identity_words(cache.identity)]
+
+
+def setting_words(methods: Sequence[Method]) -> list[str]:
+    """The `--set` options of all fields that are not defaults."""
+    return [
+        word
+        for method in methods
+        for name, value in vars(method).items()
+        if value != method.options()[name]
+        for word in ("--set", f"{method.name}.{name}={option_text(value)}")
+    ]
 
 
 def _identity_words(identity: dict[str, Any]) -> list[str]:

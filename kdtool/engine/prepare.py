@@ -66,6 +66,8 @@ class ExtractConfig:
 def prepare(workspace: Workspace, config: ExtractConfig) -> Extraction:
     """Everything that extract needs; refuses what does not fit before anything is written."""
     check_seed(config.seed)
+    if config.methods and config.without:
+        raise UsageError("--no-srm leaves SRM out of a plain extract; with --for, nothing is stored that is not named")
     record = read_record(workspace.teacher)
     device = choose_device(config.device)
     model = read_teacher(workspace.teacher, record, device)
@@ -149,7 +151,9 @@ def make_layout(
     fit_views = _first(config.fit_views, known.fit_views if known else min(4, placements))
     if fit_views > placements:
         raise UsageError(f"--fit-views {fit_views}: this augmentation has {placements} views; ask for no more")
-    block = config.block if config.block is not None or known is None else known.block
+    block = config.block
+    if block is None and known is not None and batch == known.batch:
+        block = known.block
     return Layout(samples, classes, batch, fit_views, tap_shapes, block)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stopping import StopAfter
 
 from kdtool import files
 from kdtool.engine.distill import DistillConfig, distill
@@ -18,20 +19,6 @@ from kdtool.errors import Stopped
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
 from kdtool.progress import Silent, StopRequest
-
-
-class StopAfter(StopRequest):
-    """Behaves as if SIGTERM came at the n-th safe point."""
-
-    def __init__(self, points: int) -> None:
-        super().__init__()
-        self.left = points
-
-    def requested(self) -> bool:
-        self.left -= 1
-        if self.left <= 0:
-            self.signal = 15
-        return super().requested()
 
 
 def often_stopped(run: Callable[[StopRequest], object], every: int) -> int:
