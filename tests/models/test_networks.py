@@ -237,7 +237,7 @@ def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:
 
 @pytest.mark.parametrize("classes", [-1, 0, 1])
 def test_fewer_than_two_classes_are_refused(classes: int) -> None:
-    with pytest.raises(UsageError, match="at least 2"):
+    with pytest.raises(UsageError, match="tells 2 to 1,000,000 apart"):
         create("resnet8", classes)
 
 

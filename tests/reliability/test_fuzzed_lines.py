@@ -59,7 +59,7 @@ LINES = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "teach": {"command": "teach", "data": "cifar10", "network": "resnet8", "student": "resnet8", "views": 3, "seed": 3},
     "extract": {"for": ["kda"], "student": ["resnet8"], "views": 2, "batch": 16, "block": 16, "dtype": ["float32"]},
-    "plan": {"for": ["kda"], "student": ["resnet8"], "views": 2, "clean": [], "seed": 0, "no_srm": True},
+    "plan": {"for": ["kda"], "student": ["resnet8"], "views": 2, "clean": [], "seed": 0},
     "distill": {"method": "kda", "layer": ["before_fc"], "views": 2, "seed": 1, "run": "new", "student": "resnet8"},
 }
 RECIPE = {"epochs": 3, "batch": 16, "learning_rate": 0.1, "momentum": 0.9, "nesterov": False, "milestones": []}
