@@ -1,21 +1,16 @@
-"""What an epoch is: which view it runs over, in which order, in which batches, and the pixels of a batch.
+"""What an epoch is: which view it runs over, in which order, in which batches.
 
-View and order are pure functions of (seed, epoch), so a resumed run goes on as if it had never stopped. Left out:
-worker processes and prefetching, which images that lie on the device do not need.
+View and order are pure functions of (seed, epoch), so a resumed run goes on as if it had never stopped. Left out: the
+pixels of a batch (`kdtool.data.images`).
 """
 
 import itertools
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from kdtool import philox
-from kdtool.data.augment import Augmentation, normalise
-from kdtool.data.dataset import Channels, Pixels, Rows
+from kdtool.data.dataset import Rows
 from kdtool.errors import UsageError
-from kdtool.targets import CLEAN
 
 
 def view_of_epoch(seed: int, epoch: int, views: int) -> int:
@@ -57,53 +52,3 @@ def batch_slices(samples: int, batch: int, drop_last: bool) -> list[slice]:
             bounds.pop()
         bounds.append(samples)
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-
-
-class Images:
-    """The uint8 images of one index list, resident on a device, given out as normalised batches of any view.
-
-    images: (N, C, H, W) uint8 of a whole part; rows (n,): those that are held. On the CPU, where all are held, the
-    memory is shared with `images`. The placements of all views (162 bytes an image) are drawn at the first augmented
-    batch, the parameters of the latest view stay on the device.
-    """
-
-    def __init__(
-        self,
-        images: Pixels,
-        rows: Rows,
-        augmentation: Augmentation,
-        mean: Channels,
-        std: Channels,
-        device: torch.device,
-    ) -> None:
-        chosen = images if np.array_equal(rows, np.arange(len(images))) else images[rows]
-        self.device = device
-        self.pixels = torch.from_numpy(chosen).to(device)
-        self.rows = rows
-        self.augmentation = augmentation
-        self.mean, self.std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (mean, std))
-        self._table: npt.NDArray[np.unsignedinteger] | None = None
-        self._latest: tuple[int, Tensor] | None = None
-
-    def view(self, positions: Rows | Tensor, view: int) -> Tensor:
-        """The images at `positions` (b,) of the index list in one view: (b, C, H, W), float32, on the device.
-
-        The augmentation knows an image by its row in the data set, so its pixels are the same in every subset.
-        """
-        if not isinstance(positions, Tensor):
-            positions = torch.from_numpy(np.array(positions, dtype=np.int64))
-        positions = positions.to(self.device)
-        pixels = self.pixels[positions]
-        if view != CLEAN:
-            pixels = self.augmentation.apply(pixels, self._parameters(view)[positions])
-        return normalise(pixels, self.mean, self.std)
-
-    def _parameters(self, view: int) -> Tensor:
-        """The parameters (n, 3) of one view, on the device."""
-        self.augmentation.check(view)
-        if self._table is None:
-            self._table = self.augmentation.table(self.rows)
-        if self._latest is None or self._latest[0] != view:
-            parameters = torch.from_numpy(self.augmentation.decode(self._table[:, view]))
-            self._latest = view, parameters.to(self.device)
-        return self._latest[1]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdtool import files, philox
-from kdtool.data.dataset import Rows
+from kdtool.data.dataset import NO_LABEL, Rows
 from kdtool.errors import DamageError, UsageError
 
 
@@ -18,7 +18,7 @@ class Split:
     """Rows of the data set's train part, in increasing order: train (n,), validation (m,).
 
     rule: how they were chosen, as plain values: validation (images held out), few_shot (images of each class that
-    train, None for all), seed.
+    train, None for all), seed; held "published" where the data set itself says which images validate.
     """
 
     train: Rows
@@ -31,20 +31,31 @@ class Split:
         return files.digest([files.sha256(rows.astype("<i8").tobytes()) for rows in (self.train, self.validation)])
 
 
-def make_split(labels: Rows, classes: int, validation: int = 0, few_shot: int | None = None, seed: int = 0) -> Split:
+def make_split(
+    labels: Rows,
+    classes: int,
+    validation: int | None = 0,
+    few_shot: int | None = None,
+    seed: int = 0,
+    published: Rows | None = None,
+) -> Split:
     """Holds out `validation` images, then takes `few_shot` of each class, or all, of what remains.
 
-    labels (N,): of the whole train part. Every class gives its share of the validation images, rounded so that the
-    total is exact. One seeded order of all images decides, so a smaller few_shot is part of a larger one. Raises
-    UsageError where a class has too few images.
+    labels (N,): of the whole train part. published: rows that the data set itself holds out, which validate where
+    `validation` is None. Every class gives its share of the validation images, rounded so that the total is exact. One
+    seeded order of all images decides, so a smaller few_shot is part of a larger one. Images without a label always
+    train. Raises UsageError where a class has too few images.
     """
-    if validation < 0 or (few_shot is not None and few_shot < 1):
+    if (validation is not None and validation < 0) or (few_shot is not None and few_shot < 1):
         raise UsageError(
             f"a split needs at least 0 validation images and 1 image of each class, not {validation} and {few_shot}"
         )
-    _check_count(validation, len(labels))
-    train, held = _choose(labels, classes, np.arange(len(labels)), validation, few_shot, seed)
-    return Split(train, held, {"validation": validation, "few_shot": few_shot, "seed": seed})
+    rows, rule = np.arange(len(labels)), {"validation": validation or 0, "few_shot": few_shot, "seed": seed}
+    if validation is None and published is not None and len(published):
+        train, _ = _choose(labels, classes, np.setdiff1d(rows, published), 0, few_shot, seed)
+        return Split(train, np.sort(published), {**rule, "validation": len(published), "held": "published"})
+    train, held = _choose(labels, classes, rows, validation or 0, few_shot, seed)
+    return Split(train, held, rule)
 
 
 def narrow(
@@ -68,15 +79,9 @@ def narrow(
             f"the split trains on {kept or 'all'} images of each class and {few_shot} were asked for; "
             f"it can only be narrowed: ask for 1 to {kept or 'as many as there are'}"
         )
-    _check_count(validation, len(labels))
     train, more = _choose(labels, classes, split.train, validation - held, few_shot, split.rule["seed"])
     rule = {**split.rule, "validation": validation, "few_shot": few_shot}
     return Split(train, np.sort(np.concatenate([split.validation, more])), rule)
-
-
-def _check_count(validation: int, images: int) -> None:
-    if validation > images:
-        raise UsageError(f"{validation:,} validation images were asked for, and there are {images:,} in all")
 
 
 def shares(counts: Rows, total: int) -> Rows:
@@ -92,6 +97,9 @@ def _choose(
     labels: Rows, classes: int, pool: Rows, validation: int, few_shot: int | None, seed: int
 ) -> tuple[Rows, Rows]:
     """Train and validation rows out of `pool`, both in increasing order."""
+    unlabelled, pool = pool[labels[pool] == NO_LABEL], pool[labels[pool] != NO_LABEL]
+    if validation > len(pool):
+        raise UsageError(f"{validation:,} more validation images were asked for, and {len(pool):,} are left")
     counts = np.bincount(labels[pool], minlength=classes)
     held = shares(counts, validation)
     needed = np.minimum(counts, 1) if few_shot is None else np.full(classes, few_shot)
@@ -107,7 +115,8 @@ def _choose(
     group = labels[walk]
     place = np.arange(len(walk)) - (np.cumsum(counts) - counts)[group]
     last = counts if few_shot is None else held + few_shot
-    return np.sort(walk[(place >= held[group]) & (place < last[group])]), np.sort(walk[place < held[group]])
+    train = walk[(place >= held[group]) & (place < last[group])]
+    return np.sort(np.concatenate([train, unlabelled])), np.sort(walk[place < held[group]])
 
 
 def to_plain(split: Split) -> dict[str, Any]:

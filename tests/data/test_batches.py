@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from kdtool import philox
 from kdtool.data.augment import Augmentation, normalise
-from kdtool.data.batches import Images, batch_slices, order_of_epoch, view_of_epoch
+from kdtool.data.batches import batch_slices, order_of_epoch, view_of_epoch
+from kdtool.data.images import Resident
 from kdtool.errors import UsageError
 from kdtool.targets import CLEAN
 
@@ -129,7 +130,7 @@ def naive(row: int, view: int) -> torch.Tensor:
 def test_a_batch_holds_the_pixels_of_its_rows_in_any_subset(
     rows: list[int], views: list[int], data: st.DataObject
 ) -> None:
-    images = Images(PART, np.array(rows), RULE, MEAN, STD, CPU)
+    images = Resident(PART, np.array(rows), RULE, MEAN, STD, CPU)
     for view in views:
         positions = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8))
         found = images.view(np.array(positions), view)
@@ -140,7 +141,7 @@ def test_a_batch_holds_the_pixels_of_its_rows_in_any_subset(
 
 def test_all_rows_share_the_memory_and_leave_it_alone() -> None:
     before = PART.copy()
-    images = Images(PART, np.arange(40), RULE, MEAN, STD, CPU)
+    images = Resident(PART, np.arange(40), RULE, MEAN, STD, CPU)
     assert images.pixels.data_ptr() == PART.ctypes.data
     images.view(np.arange(40), 3)
     images.view(np.arange(40), CLEAN)
@@ -153,18 +154,18 @@ def test_clean_images_draw_no_placements(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("placements were drawn")
 
     monkeypatch.setattr(Augmentation, "table", refuse)
-    found = Images(PART, np.arange(10), RULE, MEAN, STD, CPU).view(np.arange(4), CLEAN)
+    found = Resident(PART, np.arange(10), RULE, MEAN, STD, CPU).view(np.arange(4), CLEAN)
     assert torch.equal(found, torch.stack([naive(row, CLEAN) for row in range(4)]))
 
 
 def test_positions_may_lie_in_memory_that_cannot_be_written() -> None:
     positions = np.arange(4)
     positions.flags.writeable = False
-    assert len(Images(PART, np.arange(10), RULE, MEAN, STD, CPU).view(positions, 0)) == 4
+    assert len(Resident(PART, np.arange(10), RULE, MEAN, STD, CPU).view(positions, 0)) == 4
 
 
 def test_a_view_beyond_the_placements_is_refused() -> None:
-    images = Images(PART, np.arange(40), RULE, MEAN, STD, CPU)
+    images = Resident(PART, np.arange(40), RULE, MEAN, STD, CPU)
     with pytest.raises(UsageError, match="50 placements"):
         images.view(np.arange(4), 50)
     with pytest.raises(UsageError, match="no view -2"):

@@ -178,3 +178,23 @@ def test_a_stored_split_that_was_changed_is_damage(change: dict[str, Any]) -> No
     value.pop(next(iter(change)))
     with pytest.raises(DamageError):
         from_plain(value)
+
+
+def test_what_the_publication_holds_out_validates_unless_a_number_is_asked_for() -> None:
+    published = np.arange(1900, 2000)
+    split = make_split(LABELS, 10, None, seed=2, published=published)
+    assert split.validation.tolist() == published.tolist()
+    assert split.train.tolist() == list(range(1900))
+    assert split.rule == {"validation": 100, "few_shot": None, "seed": 2, "held": "published"}
+    few = make_split(LABELS, 10, None, few_shot=3, seed=2, published=published)
+    assert np.bincount(LABELS[few.train]).tolist() == [3] * 10
+    assert few.validation.tolist() == published.tolist()
+    assert set(few.train) <= set(range(1900))
+    for number in (0, 50):
+        other = make_split(LABELS, 10, number, seed=2, published=published)
+        assert rows_of(other) == rows_of(make_split(LABELS, 10, number, seed=2))
+        assert "held" not in other.rule
+    assert rows_of(make_split(LABELS, 10, None, seed=2)) == rows_of(make_split(LABELS, 10, 0, seed=2))
+    narrowed = narrow(split, LABELS, 10, few_shot=3)
+    assert rows_of(narrowed) == rows_of(few)
+    assert narrowed.rule == few.rule
