@@ -25,7 +25,7 @@ def plan(workspace: Workspace, job: Extraction) -> dict[str, Any]:
     if known is not None:
         refuse_other(known, job)
     learned = sizes.fit_results(job, known)
-    fitted = {key: as_tensors(arrays, job.train.pixels.device) for key, arrays in learned.items()}
+    fitted = {key: as_tensors(arrays, job.train.device) for key, arrays in learned.items()}
     rows = sizes.rows(job, known, learned)
     reads = by_key([target for fit in sizes.all_fits(job) for target in fit.reads])
     read = stored_specs(job, list(reads.values()), {}, sizes.contents_of(known))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdtool.errors import UsageError
-from kdtool.models import MODELS, TapReader, create, parameters, resolve, tap_shapes
+from kdtool.models import MODELS, TapReader, create, parameters, resolve, tap_shapes, torchvision_networks
 
 THREE = ("stem", "stage1", "stage2", "stage3", "before_fc")
 FOUR = ("stem", "stage1", "stage2", "stage3", "stage4", "before_fc")
@@ -35,7 +35,21 @@ TABLE: dict[str, tuple[int, int | None, int, float, int | None, str]] = {
     "resnet34": (21_328_292, None, 21_379_592, 1159.45, None, "64@32 64@32 128@16 256@8 512@4 512"),
     "resnet18x0.5": (2_820_740, None, 2_846_440, 139.32, None, "32@32 32@32 64@16 128@8 256@4 256"),
 }
-ELSEWHERE = {"allcnn", "allcnn_transfer", "densenet121"}  # test_srm_networks.py
+ELSEWHERE = {
+    *("allcnn", "allcnn_transfer", "densenet121"),  # test_srm_networks.py
+    *(
+        "vgg8",
+        "vgg11",
+        "vgg13",
+        "vgg16",
+        "vgg19",
+        "mobilenetv2",
+        "shufflev1",
+        "shufflev2",
+        "resnet50",
+    ),  # test_repdistiller_networks.py
+    *torchvision_networks.NETWORKS,  # test_torchvision_networks.py
+}
 ONE_PER_FAMILY = ("resnet14", "resnet8x4", "resnet18x0.5", "wrn_16_2")
 
 
