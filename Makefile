@@ -80,6 +80,7 @@ bench: setup ## measure on this machine what benchmarks/README.md tells, on a qu
 	@$(BIN)/python benchmarks/gram_gap.py
 	@$(BIN)/python benchmarks/distill_step.py
 	@$(BIN)/python benchmarks/cache_speed.py
+	@$(BIN)/python benchmarks/reader_speed.py
 
 crash-test: setup ## all trials of docs/reliability.md (an hour or two); ARGS="-k killed" for some of them
 	@$(BIN)/pytest tests/reliability --long --figures docs/results/reliability.json $(ARGS)

@@ -71,7 +71,7 @@ def make_job(workspace: Workspace, student: str, methods: tuple[Method, ...], ba
     bound = tuple(stage.bind(item, taps, both[0], cache, facts, added=False) for item, taps in pairs)
     device = choose_device("auto")
     stages = methods[0].stages(*both, facts) if methods else (Stage("train"),)
-    found = stage.data_of(workspace, cache, None)
+    found = stage.data_of(workspace, cache, None, Silent())
     precision = choose_precision("auto", device)
     return stage.make_job(cache, found, network.to(device), stages, bound, needs, config, 2, device, precision)
 
@@ -116,7 +116,17 @@ def one_step(job: Job, place: int, running: Running, reader: TapReader, order: n
     chosen = job.stages[place]
     synchronize(job.device)
     begun = time.perf_counter()
-    step(job, chosen, stage_recipe(job.recipe, chosen), running, reader, order, 0, IMAGES // len(order))
+    step(
+        job,
+        chosen,
+        stage_recipe(job.recipe, chosen),
+        running,
+        reader,
+        order,
+        0,
+        IMAGES // len(order),
+        job.train.images.views([(order, 0)]),
+    )
     synchronize(job.device)
     return time.perf_counter() - begun
 

@@ -69,12 +69,15 @@ class CacheWriter:
         return folder
 
     def put_samples(self, part: str, labels: npt.ArrayLike, index: npt.ArrayLike) -> None:
-        """Stores the classes (n,) and the data set's rows (n,) of a part; they must equal what is stored already."""
+        """Stores the classes (n,) and the data set's rows (n,) of a part; they must equal what is stored already.
+
+        A class of -1 is that of a sample without a label.
+        """
         given = {"labels": np.asarray(labels), "index": np.asarray(index)}
         samples, classes = self.cache.layout.samples[part], self.cache.layout.classes
-        for name, values in given.items():
-            if values.shape != (samples,) or values.dtype.kind not in "iu" or values.min() < 0:
-                raise ValueError(f"{name} of {part}: {samples} integers from 0 are needed, not {values!r}")
+        for (name, values), least in zip(given.items(), (-1, 0), strict=True):
+            if values.shape != (samples,) or values.dtype.kind not in "iu" or values.min() < least:
+                raise ValueError(f"{name} of {part}: {samples} integers from {least} are needed, not {values!r}")
         if given["labels"].max() >= classes:
             raise ValueError(f"labels of {part} reach {given['labels'].max()}, the cache has {classes} classes")
         grids = {name: self.cache.manifest.grid(f"{part}/{name}") for name in given}

@@ -19,6 +19,7 @@ KEYS = (
     "with",
     "layer",
     "set",
+    "taps",
     "recipe",
     "views",
     "seed",
@@ -39,7 +40,15 @@ def distill(
     layers: o.Layers = None,
     with_: Annotated[list[str] | None, typer.Option("--with", help="Add this method's terms (kd).")] = None,
     settings: o.Settings = None,
-    student: Annotated[str | None, typer.Option("--student", help="Student.  [default: the one of teach]")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student",
+            "--model",
+            help="Student, see `kdtool models`; or tv:NAME, timm:NAME, path.to:factory.  [default: the one of teach]",
+        ),
+    ] = None,
+    tap: o.Taps = None,
     views: Annotated[int | None, typer.Option("--views", help="Views to walk.  [default: all that are held]")] = None,
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
@@ -96,6 +105,7 @@ def distill(
         precision=values.get("precision", precision, "auto", str),
         shuffle_block=values.get("shuffle_block", shuffle_block, 0, int),
         data_folder=values.where("data_folder", data_folder),
+        taps=values.taps(tap),
     )
     with Shown(quiet) as shown, stoppable() as stop:
         result = train(workspace, asked, shown, stop)

@@ -18,6 +18,7 @@ KEYS = (
     "for",
     "student",
     "set",
+    "taps",
     "views",
     "batch",
     "block",
@@ -47,6 +48,9 @@ Validation = Annotated[int | None, typer.Option("--validation", help="Narrow the
 FewShot = Annotated[int | None, typer.Option("--few-shot", help="Narrow the split: images of each class.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="float32 or bfloat16.  [default: float32]")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of crops and flips.  [default: 0]")]
+StudentTaps = Annotated[
+    list[str] | None, typer.Option("--tap", help="Name a layer of the students by its module path, TAP=PATH; repeat.")
+]
 NoSrm = Annotated[bool, typer.Option("--no-srm", help="Leave SRM's dictionaries out of a plain extract.")]
 AllowMixed = Annotated[bool, typer.Option("--allow-mixed", help="Write although device or torch differ.")]
 
@@ -55,6 +59,7 @@ def extract(
     methods: For = None,
     students: Students = None,
     settings: o.Settings = None,
+    tap: StudentTaps = None,
     no_srm: NoSrm = False,
     views: Views = None,
     batch: Grid = None,
@@ -86,6 +91,7 @@ def extract(
         methods=methods,
         students=students,
         settings=settings,
+        tap=tap,
         no_srm=no_srm or None,
         default_student=str(workspace.settings.get("student", "resnet18")),
         views=views,
@@ -110,7 +116,7 @@ def extract(
 
     quiet = quiet or own_rank() > 0
     with Shown(quiet) as shown, stoppable() as stop:
-        run(workspace.cache, prepare(workspace, asked), shown, stop)
+        run(workspace.cache, prepare(workspace, asked, shown), shown, stop)
     if own_rank() > 0:
         return
     found = info(workspace.cache)
@@ -127,7 +133,7 @@ def extract(
 
 def following(asked: "ExtractConfig", workspace: "Workspace") -> list[str]:
     """The words of a command that uses what was extracted."""
-    from kdtool.engine.lacking import setting_words
+    from kdtool.engine.lacking import setting_words, tap_words
     from kdtool.methods import reference
 
     words = ["kdtool", "distill", "--method"]
@@ -135,7 +141,8 @@ def following(asked: "ExtractConfig", workspace: "Workspace") -> list[str]:
         return [*words, "kda", "--layer", "before_fc", *workspace.words]
     student = asked.students[0]
     named = [] if student == workspace.settings.get("student") else ["--student", student]
-    return [*words, reference(asked.methods[0]), *setting_words(asked.methods[:1]), *named, *workspace.words]
+    settings = [*setting_words(asked.methods[:1]), *tap_words(asked.taps)]
+    return [*words, reference(asked.methods[0]), *settings, *named, *workspace.words]
 
 
 def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractConfig":
@@ -150,6 +157,7 @@ def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractC
     return ExtractConfig(
         methods=built,
         students=tuple(students),
+        taps=values.taps(flags["tap"]),
         without=("srm",) if values.get("no_srm", flags["no_srm"], False, bool) else (),
         views=_views(values.table.get("views") if flags["views"] is None else flags["views"]),
         clean=tuple(values.get("clean", flags["clean"], [], list)),

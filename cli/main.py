@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import typer
 
 from kdtool import __version__
-from kdtool.cli import analyze, cache, data, distill, extract, plan, quickstart, report, show, teach
+from kdtool.cli import analyze, cache, data, distill, doctor, extract, plan, quickstart, report, show, teach
 from kdtool.errors import KdtoolError, printable
+from kdtool.imports import FILES
 
 app = typer.Typer(
     name="kdtool",
@@ -30,8 +31,8 @@ app.add_typer(cache.app, name="cache")
 app.command("report")(report.report)
 app.command("methods")(show.methods)
 app.command("models")(show.models)
-app.add_typer(show.data_app, name="data")
-show.data_app.command("unpack")(data.unpack)
+app.add_typer(data.app, name="data")
+app.command("doctor")(doctor.doctor)
 app.command("quickstart")(quickstart.quickstart)
 
 
@@ -52,8 +53,7 @@ def options(
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; gives its exit code. `--debug` may stand anywhere."""
     words = [word for word in arguments if word != "--debug"]
-    if "kdtool.methods.own" in sys.modules:
-        sys.modules["kdtool.methods.own"].FILES.clear()  # of the command before, in tests
+    FILES.clear()  # of the command before, in tests
     try:
         code = app(words, standalone_mode=False)
         sys.stdout.flush()
@@ -96,13 +96,12 @@ def _explained(error: Exception, message: str) -> tuple[str, int]:
         name = f": {error.filename}" if error.filename else ""
         mistyped = isinstance(error, _NAMES) or error.errno == errno.ENAMETOOLONG
         return f"{error.strerror or error}{name}", 2 if mistyped else 5
-    own = sys.modules.get("kdtool.methods.own")
-    files = own.FILES if own else set()
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename in files:
+        if frame.filename in FILES:
             return f"{frame.filename}, line {frame.lineno}, in {frame.name}: {type(error).__name__}: {error}", 2
-    if files:
-        return f"{type(error).__name__}: {error}; check your method as docs/own-method.md shows, or see --debug", 1
+    if FILES:
+        advice = "check your method as docs/own-method.md shows, your network with `kdtool models`, or see --debug"
+        return f"{type(error).__name__}: {error}; {advice}", 1
     return f"a bug in kdtool: {type(error).__name__}: {error}; `kdtool --debug ...` shows where", 1
 
 

@@ -1,5 +1,6 @@
 """Options that several commands share, and how they meet a configuration file: flags win, unknown keys are refused."""
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,9 @@ Optimizer = Annotated[str | None, typer.Option("--optimizer", help="sgd or adam.
 Schedule = Annotated[str | None, typer.Option("--schedule", help="cosine, step or constant.")]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layer of the method; repeat for several.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a method, [METHOD.]NAME=VALUE.")]
+Taps = Annotated[
+    list[str] | None, typer.Option("--tap", help="Name a layer of the network by its module path, TAP=PATH; repeat.")
+]
 CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache.  [default: cache.zarr]")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -77,6 +81,30 @@ class Values:
         """A path, as an absolute one, so that it leads there from any folder."""
         path = self.get(name, str(flag) if flag else None, None, str)
         return str(Path(path).absolute()) if path is not None else None
+
+    def taps(self, flags: list[str] | None) -> dict[str, str]:
+        """The layers that the user names: the file's [taps] table, then `--tap`."""
+        table = self.get("taps", None, {}, dict)
+        for name, path in table.items():
+            table[name] = _converted(f"{self.path}: taps.{name}", path, str)
+        return {**table, **split_settings(flags or [], "--tap", "TAP=PATH is expected, as in --tap stage2=layer2.1")}
+
+    def channels(self, name: str, flag: str | None) -> tuple[float, float, float] | None:
+        """Three numbers, one for each colour."""
+        value = self.get(name, None, None, tuple)
+        if flag is not None:
+            try:
+                value = tuple(float(number) for number in flag.split(","))
+            except ValueError:
+                value = ()
+        if value is None:
+            return None
+        if len(value) != 3 or not all(math.isfinite(number) for number in value):
+            raise UsageError(f"--{name} is three numbers in units of pixel / 255, as in --{name} 0.485,0.456,0.406")
+        if name == "std" and min(value) <= 0:
+            raise UsageError(f"--std is three numbers above 0, not {', '.join(map(str, value))}")
+        red, green, blue = value
+        return red, green, blue
 
     def settings(self, flags: list[str] | None) -> dict[str, str]:
         """The options of methods: the file's [set] table, then `--set`."""
@@ -177,12 +205,14 @@ def build_methods(names: list[str], layers: list[str], settings: dict[str, str])
     return (replace(built[0], layers=tuple(layers)), *built[1:])  # type: ignore[call-arg]
 
 
-def split_settings(settings: list[str]) -> dict[str, str]:
-    """`--set NAME=VALUE` as a dictionary."""
+def split_settings(
+    settings: list[str], option: str = "--set", expected: str = "NAME=VALUE is expected, as in --set temperature=2"
+) -> dict[str, str]:
+    """`--set NAME=VALUE`, or another option of such a form, as a dictionary."""
     found = {}
     for item in settings:
         name, mark, value = item.partition("=")
         if not mark or not name:
-            raise UsageError(f"--set {item!r}: NAME=VALUE is expected, as in --set temperature=2")
+            raise UsageError(f"{option} {item!r}: {expected}")
         found[name] = value
     return found

@@ -1,14 +1,13 @@
-"""`kdtool methods`, `models` and `data`: what there is."""
+"""`kdtool methods` and `models`: what there is."""
 
-from pathlib import Path
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
 from kdtool.cli import options as o
-from kdtool.cli.console import print_json, print_line, print_table
-
-data_app = typer.Typer(no_args_is_help=True, help="Data sets in local files.", rich_markup_mode=None)
+from kdtool.cli.console import folded, print_json, print_line, print_table
+from kdtool.errors import UsageError, printable
 
 
 def methods(
@@ -37,61 +36,60 @@ def methods(
 
 
 def models(
-    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 100, json: o.Json = False
+    name: Annotated[str | None, typer.Argument(help="Network whose taps to show.  [default: a list]")] = None,
+    containing: Annotated[str, typer.Option("--filter", help="Only names that hold this text.")] = "",
+    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 100,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Width of the images.  [default: 32; tv:, timm: 224]")
+    ] = None,
+    modules: Annotated[bool, typer.Option("--modules", help="Every module of NAME: each can be a tap.")] = False,
+    json: o.Json = False,
 ) -> None:
-    """List the networks with their parameters and taps.
+    """List the networks, or the taps of one.
+
+    A network is one of this list, tv:NAME of torchvision, timm:NAME of timm, or path.to:factory of your own, a function
+    that gives an nn.Module for a number of classes. Multiply-adds are those of one image of the width shown.
 
     Example: kdtool models --classes 10
+
+    Example: kdtool models tv:resnet18 --image-size 64
     """
-    from kdtool.models import MODELS, create, parameters, tap_shapes
+    from kdtool.workflows.networks import about_network, layers, listed
 
-    rows = []
-    for name in MODELS:
-        model = create(name, classes)
-        taps = [tap for tap in tap_shapes(model, (3, 32, 32)) if "." not in tap]
-        rows.append((name, parameters(model), " ".join(taps)))
+    if name is None and (modules or image_size is not None):
+        raise UsageError(f"{'--modules' if modules else '--image-size'} is about one network; name it")
+    if name is not None and containing:
+        raise UsageError("--filter is for the list; leave it out, or leave out NAME")
+    if name is None:
+        _print_networks(*listed(containing, classes), json)
+        return
+    about = about_network(name, classes, image_size)
+    shown = layers(name, classes, image_size, modules)
     if json:
-        print_json([dict(zip(("network", "parameters", "taps"), row, strict=True)) for row in rows])
-    else:
-        print_table(f"{classes} classes", ("network", "parameters", "taps"), rows)
+        print_json({**about, "taps": shown})
+        return
+    width = about["image_width"]
+    print_line(
+        f"{name}: {about['parameters']:,} parameters for {classes} classes, "
+        f"{about['multiply_adds']:,} multiply-adds for {width}x{width}"
+    )
+    columns = ("tap", "shape", "module")
+    rows = [(row["tap"], "x".join(map(str, row["shape"])), folded(row["module"] or "the output", 40)) for row in shown]
+    print_table("", columns, rows)
 
 
-@data_app.command("list")
-def list_data(json: o.Json = False) -> None:
-    """List the data sets.
-
-    Example: kdtool data list
-    """
-    from kdtool.data import DATASETS
+def _print_networks(rows: list[dict[str, Any]], note: str, json: bool) -> None:
+    from kdtool.workflows.networks import shortened
 
     if json:
-        print_json(list(DATASETS))
+        print_json(rows)
     else:
-        print_line("\n".join(DATASETS))
-
-
-@data_app.command("check")
-def check_data(
-    name: Annotated[str, typer.Argument(help="Data set.")], data_folder: o.DataFolder = None, json: o.Json = False
-) -> None:
-    """Read a data set and show its size and the digest of its content.
-
-    Example: kdtool data check cifar100 --data-folder data
-    """
-    from kdtool.data import load
-
-    found = load(name, Path(data_folder) if data_folder else None)
-    about = {
-        "name": found.name,
-        "train": len(found.train.labels),
-        "test": len(found.test.labels),
-        "classes": found.classes,
-        "digest": found.digest,
-    }
-    if json:
-        print_json(about)
-    else:
-        print_line(
-            f"{found.name}: {about['train']:,} train and {about['test']:,} test images in {found.classes} classes, "
-            f"content {found.digest}"
-        )
+        millions = [f"{row['multiply_adds'] / 1e6:,.1f}" for row in rows]
+        columns = ("network", "parameters", "width", "million MACs", "taps besides before_fc, after_fc")
+        shown = [
+            (row["network"], row["parameters"], row["image_width"], count, shortened(row["taps"]))
+            for row, count in zip(rows, millions, strict=True)
+        ]
+        print_table("", columns, shown)
+    if note:
+        sys.stderr.write(f"kdtool: {printable(note)}\n")

@@ -22,14 +22,56 @@ KEYS = (
     "seed",
     "device",
     "precision",
+    "image_size",
+    "crop",
+    "pad",
+    "mean",
+    "std",
+    "taps",
+    "initial",
+    "as_is",
+    "freeze",
+    "batchnorm",
+    "head_learning_rate",
     *o.RECIPE,
 )
 
 
 def teach(
-    data: Annotated[str | None, typer.Option("--data", help="Data set: digits, cifar10 or cifar100.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data set, see `kdtool data list`.")] = None,
     data_folder: o.DataFolder = None,
-    network: Annotated[str | None, typer.Option("--network", help="Network, see `kdtool models`.")] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network", "--model", help="Network, see `kdtool models`; or tv:NAME, timm:NAME, path.to:factory."
+        ),
+    ] = None,
+    tap: o.Taps = None,
+    initial: Annotated[
+        Path | None, typer.Option("--from", help="Begin from these weights: .safetensors, .pt or .pth.")
+    ] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Take the weights of --from as they are.")] = False,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option("--freeze", help="Train nothing up to this tap, nothing of this module, or not the body; repeat."),
+    ] = None,
+    batchnorm: Annotated[
+        str | None,
+        typer.Option("--batchnorm", help="eval or train: statistics of frozen layers stay or follow.  [default: eval]"),
+    ] = None,
+    head_learning_rate: Annotated[
+        float | None, typer.Option("--head-lr", help="Learning rate of the classifier, where it has its own.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option("--image-size", help="Width of the images in pixels.")] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option("--crop", help="pad (padded and cropped, in memory) or resized (random boxes)."),
+    ] = None,
+    pad: Annotated[
+        int | None, typer.Option("--pad", help="Pixels around an image that is cropped.  [default: 4]")
+    ] = None,
+    mean: Annotated[str | None, typer.Option("--mean", help="R,G,B in place of the data set's mean.")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="R,G,B in place of its standard deviation.")] = None,
     student: Annotated[str | None, typer.Option("--student", help="Default student.  [default: resnet18]")] = None,
     views: Annotated[int | None, typer.Option("--views", help="Default number of views.  [default: 8]")] = None,
     validation: Annotated[int | None, typer.Option("--validation", help="Images to hold out for validation.")] = None,
@@ -56,7 +98,9 @@ def teach(
     values = o.Values("teach", config, KEYS)
     chosen = values.get("data", data, None, str)
     if chosen is None:
-        raise UsageError("--data is missing: digits, cifar10 or cifar100")
+        from kdtool.data import DATASETS
+
+        raise UsageError(f"--data is missing: one of {', '.join(DATASETS)}")
     from kdtool.engine.teach import TeachConfig
     from kdtool.engine.teach import teach as run
     from kdtool.progress import stoppable
@@ -74,13 +118,24 @@ def teach(
             schedule=schedule,
         ),
         data_folder=values.where("data_folder", data_folder),
-        validation=values.get("validation", validation, 0, int),
+        validation=values.get("validation", validation, None, int),
         few_shot=values.get("few_shot", few_shot, None, int),
         student=values.get("student", student, "resnet18", str),
         views=values.get("views", views, 8, int),
         seed=values.get("seed", seed, 0, int),
         device=values.get("device", device, "auto", str),
         precision=values.get("precision", precision, "auto", str),
+        image_size=values.get("image_size", image_size, None, int),
+        crop=values.get("crop", crop, None, str),
+        pad=values.get("pad", pad, 4, int),
+        mean=values.channels("mean", mean),
+        std=values.channels("std", std),
+        taps=values.taps(tap),
+        initial=values.where("initial", initial),
+        as_is=values.get("as_is", as_is or None, False, bool),
+        freeze=tuple(values.get("freeze", freeze, [], list)),
+        batchnorm=values.get("batchnorm", batchnorm, "eval", str),
+        head_learning_rate=values.get("head_learning_rate", head_learning_rate, None, float),
     )
     workspace = o.open_workspace(folder)
     with Shown(quiet) as shown, stoppable() as stop:

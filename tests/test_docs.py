@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from reliability_table import PAGE, with_table
 
 from kdtool.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 README, OWN = ROOT / "README.md", ROOT / "docs" / "own-method.md"
+NETWORKS = ROOT / "docs" / "networks-and-data.md"
 SMALLER = {"resnet34": "resnet8", "resnet18": "resnet8", "resnet14": "resnet8", "--views 20": "--views 3"}
 SMALLER |= {"--views 40": "--views 3", "--epochs 8": "--epochs 2"}
 
@@ -28,7 +31,7 @@ def smaller(command: str) -> list[str]:
     for typed, small in SMALLER.items():
         command = command.replace(typed, small)
     words = shlex.split(command)
-    trains = words[1] in ("teach", "distill")
+    trains = words[1] in ("teach", "distill") or "probe" in words
     if trains and "--epochs" not in words:
         words += ["--epochs", "2"]
     if trains and "--batch" not in words:
@@ -50,11 +53,11 @@ def tiny_cifar100(folder: Path) -> None:
 
 
 def test_every_block_is_run() -> None:
-    assert len(blocks()) == 4
+    assert len(blocks()) == 5
     assert all(line.startswith("kdtool ") for block in blocks() for line in block)
 
 
-@pytest.mark.parametrize("numbers", [(0,), (1, 2, 3)], ids=["digits", "cifar100"])
+@pytest.mark.parametrize("numbers", [(0,), (1, 2, 3, 4)], ids=["digits", "cifar100"])
 def test_readme(numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -85,12 +88,43 @@ def test_a_method_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert both[0].read_bytes() == both[1].read_bytes()
 
 
+def tiny_photographs(folder: Path) -> None:
+    """Twelve small pictures to train in three classes, and six to test."""
+    draw = np.random.default_rng(1)
+    for part, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog", "owl"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, (int(draw.integers(30, 80)), 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.jpg")
+
+
+def test_networks_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "small_net", raising=False)
+    ((*example,),) = blocks(NETWORKS, "python")
+    assert "\n".join(example) + "\n" == (ROOT / "examples" / "small_net.py").read_text()
+    (tmp_path / "small_net.py").write_text("\n".join(example))
+    tiny_cifar100(tmp_path / "data")
+    tiny_photographs(tmp_path / "photographs")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    for command in (line for block in blocks(NETWORKS) for line in block):
+        words = shlex.split(command)
+        if words[1] in ("teach", "distill") or "probe" in words:
+            words += ["--batch", "4" if "--epochs" in words or "--few-shot" in words else "6", "--epochs", "1"]
+        words += ["--views", "2", "--no-srm"] if words[1] == "extract" and "--for" not in words else []
+        words += ["--views", "2"] if words[1] == "extract" and "--for" in words else []
+        assert run(words[1:]) == 0, command
+
+
 def config_run(folder: Path) -> str:
     (found,) = [path.name for path in (folder / "runs").glob("*cosine*")]
     return found
 
 
-@pytest.mark.parametrize("page", [README, OWN], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, OWN, NETWORKS], ids=lambda page: page.name)
 def test_files_that_a_page_links_to_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]

@@ -5,7 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = {"torch", "torchvision", "numpy", "zarr", "numcodecs", "h5py", "matplotlib", "sklearn", "scipy", "safetensors"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "h5py",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "safetensors",
+    "timm",
+    "PIL",
+}
 
 PROGRAM = """
 import json, sys

@@ -7,7 +7,7 @@ type that was stored, or, where asked for, from the teacher's network.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from kdtool.analysis.gram import gram_gap
 from kdtool.cache import Cache
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device
-from kdtool.engine.distill import augmentation_of, check_teacher, data_of
+from kdtool.engine.distill import check_teacher, data_of, seen_by
 from kdtool.engine.evaluate import vectors
 from kdtool.engine.job import Labelled
 from kdtool.engine.lacking import extract_command
@@ -69,12 +69,12 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
         raise UsageError(f"--part {config.part}: the cache has {', '.join(held)}")
     result, known = read_result(config.run), read_gaps(config.run)
     device = choose_device(config.device)
-    student = create(result["network"], cache.layout.classes)
+    student = create(result["network"], cache.layout.classes, result.get("taps", {}))
     shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
     taps = [known_layer(layer, shapes, cache.layout.tap_shapes) for layer in config.layers]
-    images = part_images(workspace, cache, config, device)
+    images = part_images(workspace, cache, config, device, progress)
     checkpoint.load_weights(config.run / "student.safetensors", student, result["weights_sha256"])
-    theirs = teacher_vectors(workspace, cache, config, taps, images, device, result["network"])
+    theirs = teacher_vectors(workspace, cache, config, taps, images, device, result)
     progress.note(f"features of {result['name']} over {len(images.labels):,} images")
     ours = vectors(student.to(device), images.images, len(images.labels), taps)
     gaps = []
@@ -110,11 +110,13 @@ def read_result(run: Path) -> dict[str, Any]:
     return result
 
 
-def part_images(workspace: Workspace, cache: Cache, config: GapConfig, device: torch.device) -> Labelled:
+def part_images(
+    workspace: Workspace, cache: Cache, config: GapConfig, device: torch.device, progress: Progress
+) -> Labelled:
     """The images of the part, in the cache's order."""
-    data = data_of(workspace, cache, config.data_folder)
+    data = data_of(workspace, cache, config.data_folder, progress)
     part = data.test if config.part == "test" else data.train
-    return labelled(part, cache.index(PARTS[config.part]), augmentation_of(cache), data, device)
+    return labelled(part, cache.index(PARTS[config.part]), seen_by(cache).rule(), data, device)
 
 
 def teacher_vectors(
@@ -124,7 +126,7 @@ def teacher_vectors(
     taps: Sequence[str],
     images: Labelled,
     device: torch.device,
-    student: str,
+    student: Mapping[str, Any],
 ) -> dict[str, npt.NDArray[Any]]:
     """The teacher's vectors (n, d) of every tap."""
     if config.fresh:
@@ -136,7 +138,9 @@ def teacher_vectors(
         key = vector(tap).key
         if not cache.views(key, part):
             needed = (method("kda").with_options({"layers": tap}),)
-            command = extract_command(workspace, cache, needed, student, config.data_folder)
+            command = extract_command(
+                workspace, cache, needed, student["network"], config.data_folder, student.get("taps", {})
+            )
             views = max(cache.views("logits"), 1)
             raise DamageError(
                 f"the cache {cache.path} holds no {key} of clean {config.part} images; add it with "

@@ -68,9 +68,11 @@ class Answers:
         """The arrays of some keys, whole for one block."""
         part, view, block = place
         known = by_key(self.job.targets)
+        targets = [known[key] for key in keys]
+        places = [np.arange(*bounds) for bounds in batches(self.job, part, block)]
         pieces = []
-        for start, stop in batches(self.job, part, block):
-            pieces.append(self.rows([known[key] for key in keys], part, view, np.arange(start, stop)))
+        for images in self.job.images(part).views((positions, of_part(part, view)) for positions in places):
+            pieces.append(self._stored(targets, images))
             self.progress.advance(1)
         return {
             key: {name: np.concatenate([piece[key][name] for piece in pieces]) for name in pieces[0][key]}
@@ -78,13 +80,18 @@ class Answers:
         }
 
     def rows(self, targets: Sequence[Target], part: str, view: int, positions: np.ndarray[Any, Any]) -> Stored:
-        """The rows of some targets as they are stored, for at most a batch of samples; view -1 is that without
-        augmentation, which all parts but train have.
-        """
+        """The rows of some targets as they are stored, for at most a batch of samples."""
+        return self._stored(targets, self.job.images(part).view(positions, of_part(part, view)))
+
+    def _stored(self, targets: Sequence[Target], images: torch.Tensor) -> Stored:
         job = self.job
-        images: torch.Tensor = job.images(part).view(positions, view if part == "train" else CLEAN)
         teller = Teller(job.model, tuple(targets), self.fitted, job.layout.batch, job.precision)
         return stored_rows(job, self.cache.contents, targets, teller, images)
+
+
+def of_part(part: str, view: int) -> int:
+    """The view of the images: that without augmentation in all parts but train."""
+    return view if part == "train" else CLEAN
 
 
 class Hand:

@@ -12,8 +12,8 @@ from torch import nn
 
 from kdtool import files
 from kdtool.cache import Cache
-from kdtool.data.augment import Augmentation
 from kdtool.data.dataset import Dataset
+from kdtool.data.preparation import check_views
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.job import Bound, Job, check_schedule, check_seed, seeded
@@ -23,12 +23,12 @@ from kdtool.engine.runs import RunFolder, environment
 from kdtool.engine.sources import CachedTeacher
 from kdtool.engine.teach import plain_config, summary
 from kdtool.engine.train import train
-from kdtool.engine.workspace import Workspace, labelled, load_data, open_teacher_cache
+from kdtool.engine.workspace import Seen, Workspace, labelled, load_data, open_teacher_cache
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import reference
 from kdtool.methods.protocol import FittedResults, Method
 from kdtool.methods.vectors import VALUES
-from kdtool.models import create, parameters, tap_shapes
+from kdtool.models import check_output, create, parameters, tap_shapes
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import Facts, Fit, Shapes, Stage, Target, by_key
 
@@ -39,7 +39,7 @@ class DistillConfig:
 
     methods: the run's method first, then what `--with` adds; empty trains on labels alone. layers and options are the
     record of what was set. views: 0 takes those that the cache holds. shuffle_block: samples that are shuffled among
-    themselves, 0 for a whole view.
+    themselves, 0 for a whole view. taps: layers that the user names in the student, tap -> module path.
     """
 
     student: str
@@ -52,6 +52,7 @@ class DistillConfig:
     precision: str = "auto"
     shuffle_block: int = 0
     data_folder: str | None = None
+    taps: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -127,12 +128,14 @@ def distill(
     precision = choose_precision(config.precision, device)
     facts = facts_of(cache, config)
     with seeded(config.seed):
-        student = create(config.student, cache.layout.classes)
-    shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
+        student = create(config.student, cache.layout.classes, config.taps)
+    image_shape = seen_by(cache).image_shape
+    check_output(config.student, student, cache.layout.classes, image_shape)
+    shapes = tap_shapes(student, image_shape)
     both = (shapes, cache.layout.tap_shapes)
     needs = needs_of(config.methods, *both, facts)
     check_placements(cache, config.views)
-    command = extract_command(workspace, cache, config.methods, config.student, config.data_folder)
+    command = extract_command(workspace, cache, config.methods, config.student, config.data_folder, config.taps)
     check_cache(cache, needs, config.views, command)
     views = config.views or held_views(cache, needs)
     stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
@@ -141,7 +144,7 @@ def distill(
         for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
     )
     check_schedule(stages, bound, config.recipe, facts.samples)
-    data = data_of(workspace, cache, config.data_folder)
+    data = data_of(workspace, cache, config.data_folder, progress)
     resolved = replace(config, views=views, precision=precision)
     path = workspace.runs / config.title
     with files.lock(path / "lock", "training in"):
@@ -161,6 +164,8 @@ def distill(
             "method": [method.name for method in config.methods],
             "options": config.plain()["set"],
             "stages": running.left,
+            "taps": dict(config.taps),
+            "seen": seen_by(cache).plain(),
             "views": views,
             "parameters": parameters(job.student),
             "teacher": teacher_of(cache),
@@ -242,24 +247,40 @@ def bind(method: Method, taps: tuple[str, ...], shapes: Shapes, cache: Cache, fa
     return Bound(method, taps, adapters, weights)
 
 
-def data_of(workspace: Workspace, cache: Cache, folder: str | None) -> Dataset:
-    """The data set that the cache was extracted from."""
-    about = cache.identity["data"]
-    named = folder or workspace.settings.get("data_folder")
-    return load_data(about["name"], named, about["digest"], cache.layout.classes)
+def data_of(workspace: Workspace, cache: Cache, folder: str | None, progress: Progress) -> Dataset:
+    """The data set that the cache was extracted from; another decoder than the cache's is told of."""
+    found = load_data(seen_by(cache), folder or workspace.settings.get("data_folder"), progress)
+    there, here = cache.identity["preprocessing"].get("decoder"), found.prepared.get("decoder")
+    if there != here:
+        progress.note(
+            f"the teacher saw pictures decoded by {_versions(there)}, and here it is {_versions(here)}: single pixels "
+            "may differ in their last bit"
+        )
+    return found
+
+
+def _versions(decoder: Mapping[str, str] | None) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (decoder or {}).items()) or "nothing"
 
 
 def check_placements(cache: Cache, views: int) -> None:
     """Refuses more views than there are different ones."""
-    placements = augmentation_of(cache).placements
-    if views > placements:
-        raise UsageError(f"--views {views}: the cache's augmentation has {placements} placements; ask for no more")
+    if views:
+        check_views(seen_by(cache).rule(), views)
 
 
-def augmentation_of(cache: Cache) -> Augmentation:
-    """The augmentation that the cache was extracted under."""
-    rule: Mapping[str, Any] = cache.identity["augmentation"]
-    return Augmentation(pad=rule["pad"], flip=rule["flip"], seed=rule["seed"])
+def seen_by(cache: Cache) -> Seen:
+    """How the teacher saw the data set of a cache, the augmentation of its views included."""
+    about, how = cache.identity["data"], cache.identity["preprocessing"]
+    return Seen(
+        about["name"],
+        about["digest"],
+        cache.layout.classes,
+        tuple(about["image_shape"]),
+        cache.identity["augmentation"],
+        tuple(how["mean"]),
+        tuple(how["std"]),
+    )
 
 
 def make_job(
@@ -275,7 +296,7 @@ def make_job(
     precision: str,
 ) -> Job:
     """The training that a configuration describes, on the cache's split and views."""
-    augmentation = augmentation_of(cache)
+    rule = seen_by(cache).rule()
     has_validation = "validation" in cache.layout.samples
     validated = [target for target in needs.targets if target.key in needs.validated]
     return Job(
@@ -283,11 +304,9 @@ def make_job(
         stages=stages,
         bound=bound,
         source=CachedTeacher(cache, needs.targets, device) if bound else None,
-        train=labelled(data.train, cache.index("train"), augmentation, data, device),
-        test=labelled(data.test, np.arange(len(data.test.labels)), augmentation, data, device),
-        validation=labelled(data.train, cache.index("validation"), augmentation, data, device)
-        if has_validation
-        else None,
+        train=labelled(data.train, cache.index("train"), rule, data, device),
+        test=labelled(data.test, np.arange(len(data.test.labels)), rule, data, device),
+        validation=labelled(data.train, cache.index("validation"), rule, data, device) if has_validation else None,
         validation_source=CachedTeacher(cache, validated, device, "validation")
         if has_validation and validated
         else None,

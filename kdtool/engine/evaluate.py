@@ -7,17 +7,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from kdtool.data.batches import Images
+from kdtool.data.images import Images
 from kdtool.engine.device import autocast, exact
 from kdtool.methods.vectors import pooled
 from kdtool.models.taps import TapReader
 from kdtool.targets import CLEAN
 
 
-def batches_of(samples: int, batch: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive batches."""
-    for start in range(0, samples, batch):
-        yield start, min(start + batch, samples)
+def clean_batches(images: Images, samples: int, batch: int) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+    """((start, stop), un-augmented images) of consecutive batches."""
+    bounds = [(start, min(start + batch, samples)) for start in range(0, samples, batch)]
+    yield from zip(bounds, images.views((np.arange(*bound), CLEAN) for bound in bounds), strict=True)
 
 
 @torch.no_grad()
@@ -26,9 +26,9 @@ def accuracy(model: nn.Module, images: Images, labels: torch.Tensor, precision: 
     training = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=labels.device)
-    for start, stop in batches_of(len(labels), batch):
+    for (start, stop), pixels in clean_batches(images, len(labels), batch):
         with autocast(labels.device, precision):
-            logits = model(images.view(np.arange(start, stop), CLEAN))
+            logits = model(pixels)
         right += (logits.argmax(1) == labels[start:stop]).sum()
     model.train(training)
     return 100.0 * int(right) / len(labels)
@@ -42,9 +42,9 @@ def vectors(
     model.eval()
     found: dict[str, npt.NDArray[np.float32]] = {}
     with TapReader(model, taps) as reader:
-        for start, stop in batches_of(samples, batch):
+        for (start, stop), pixels in clean_batches(images, samples, batch):
             with exact():
-                _, outputs = reader(images.view(np.arange(start, stop), CLEAN))
+                _, outputs = reader(pixels)
             for tap, value in outputs.items():
                 rows = pooled(value).cpu().numpy()
                 room = found.setdefault(tap, np.empty((samples, rows.shape[1]), dtype=np.float32))

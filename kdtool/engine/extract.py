@@ -68,7 +68,7 @@ def _help(cache: Path, job: Extraction, group: Ranks, progress: Progress, stop: 
     """What the ranks do that do not hold the writer: their share of the blocks, once rank 0 has declared the keys."""
     todo = group.shared(None)
     held = open_cache(cache)
-    device = job.train.pixels.device
+    device = job.train.device
     fitted = {fit.key: as_tensors(held.fitted(fit.key), device) for fit in needed_fits(job)}
     fill_blocks(Answers(job, held, fitted, progress), Hand(held), todo, group, stop)
 
@@ -81,7 +81,7 @@ def needed_fits(job: Extraction) -> tuple[Fit, ...]:
 
 def _check_mixed(job: Extraction, writer: CacheWriter) -> None:
     """One cache comes from one type of device and one torch, unless the user says otherwise."""
-    device = job.train.pixels.device
+    device = job.train.device
     now = environment(device, job.precision)
     records = writer.cache.provenance
     for record in (record for record in records if "repaired" not in record):  # these wrote what was there before
@@ -105,7 +105,7 @@ class _Worker:
         self.save_seconds = save_seconds
         self.spool = Spool(writer.scratch / "spool")
         self.fitted: dict[str, dict[str, torch.Tensor]] = {}
-        self.device = job.train.pixels.device
+        self.device = job.train.device
         self.facts = Facts(
             samples=job.layout.samples["train"],
             classes=job.layout.classes,

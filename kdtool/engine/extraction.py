@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kdtool.cache import ArraySpec, Contents, Layout
-from kdtool.data.batches import Images
+from kdtool.data.images import Images
 from kdtool.engine.sources import Teller
 from kdtool.errors import IdentityError, UsageError
 from kdtool.targets import CLEAN, Fit, Target

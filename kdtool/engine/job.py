@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kdtool.data.batches import Images, batch_slices
+from kdtool.data.batches import batch_slices
+from kdtool.data.images import Images
 from kdtool.engine.optim import Recipe
 from kdtool.errors import UsageError
 from kdtool.methods.protocol import Method, need
@@ -18,10 +19,11 @@ from kdtool.targets import Stage, TargetSource, Weight
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images on the device with their labels there."""
+    """Images with their labels on the device. share: of the images that have a label."""
 
     images: Images
     labels: Tensor
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,12 @@ class Bound:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a training is made of. `bound`: the method first, what `--with` adds after it; empty for none."""
+    """Everything that a training is made of. `bound`: the method first, what `--with` adds after it; empty for none.
+
+    fixed: parameters of the student that no stage trains; their modules stay in eval mode unless `moving` lets their
+    BatchNorms follow the data. head, head_factor: module path of the classifier, and what its learning rate is
+    multiplied by.
+    """
 
     student: nn.Module
     stages: tuple[Stage, ...]
@@ -54,6 +61,10 @@ class Job:
     seed: int
     precision: str
     shuffle_block: int | None = None
+    fixed: frozenset[str] = frozenset()
+    moving: bool = False
+    head: str = ""
+    head_factor: float = 1.0
 
     @property
     def device(self) -> torch.device:

@@ -65,7 +65,12 @@ def _refuse(cache: Cache, key: str, held: dict[str, Any], wanted: dict[str, Any]
 
 
 def extract_command(
-    workspace: Workspace, cache: Cache, methods: Sequence[Method], student: str, data_folder: str | None
+    workspace: Workspace,
+    cache: Cache,
+    methods: Sequence[Method],
+    student: str,
+    data_folder: str | None,
+    taps: Mapping[str, str],
 ) -> list[str]:
     """The words of the extract command that adds what methods need to a cache, under the cache's own identity."""
     words = ["kdtool", "extract", *workspace.words]
@@ -73,10 +78,15 @@ def extract_command(
         words += ["--for", reference(method)]
     words += setting_words(methods)
     if methods:
-        words += ["--student", student]
+        words += ["--student", student, *tap_words(taps)]
     if data_folder is not None:
         words += ["--data-folder", data_folder]
     return [*words, *_identity_words(cache.identity)]
+
+
+def tap_words(taps: Mapping[str, str]) -> list[str]:
+    """The `--tap` options of layers that the user names."""
+    return [word for name, path in taps.items() for word in ("--tap", f"{name}={path}")]
 
 
 def setting_words(methods: Sequence[Method]) -> list[str]:

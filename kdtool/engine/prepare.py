@@ -11,7 +11,8 @@ import numpy as np
 from kdtool.cache import Layout, open_cache
 from kdtool.cache.journal import holds_cache
 from kdtool.data import Dataset, splits
-from kdtool.data.augment import Augmentation
+from kdtool.data.images import Rule
+from kdtool.data.preparation import all_views, check_views
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import needs_of
 from kdtool.engine.extraction import FLOATS, Extraction
@@ -30,6 +31,7 @@ from kdtool.errors import UsageError
 from kdtool.methods import DEFAULT_FITS, DEFAULT_TARGETS, plain_targets
 from kdtool.methods.protocol import Method
 from kdtool.models import create, tap_shapes
+from kdtool.progress import Progress, Silent
 from kdtool.targets import Facts, Fit, Shape, Target, by_key
 
 FORMAT = 1
@@ -39,7 +41,8 @@ FORMAT = 1
 class ExtractConfig:
     """What `kdtool extract` was asked for.
 
-    methods: whose targets are stored beside the default ones. students: networks that the targets are made for.
+    methods: whose targets are stored beside the default ones. students: networks that the targets are made for. taps:
+    layers that the user names in them, tap -> module path.
     without: methods whose share of a plain extract is left out; an extract for named methods is not plain. views: 0
     takes the workspace's default; -1 all placements. batch, block, fit_views: the cache's grid, fixed when it is
     created; None takes that of the cache, or 256, its default and 4. validation, few_shot: narrow the teacher's split.
@@ -47,6 +50,7 @@ class ExtractConfig:
 
     methods: tuple[Method, ...] = ()
     students: tuple[str, ...] = ()
+    taps: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     views: int = 0
     batch: int | None = None
@@ -63,7 +67,7 @@ class ExtractConfig:
     allow_mixed: bool = False
 
 
-def prepare(workspace: Workspace, config: ExtractConfig) -> Extraction:
+def prepare(workspace: Workspace, config: ExtractConfig, progress: Progress = Silent()) -> Extraction:  # noqa: B008
     """Everything that extract needs; refuses what does not fit before anything is written."""
     check_seed(config.seed)
     if config.methods and config.without:
@@ -72,11 +76,11 @@ def prepare(workspace: Workspace, config: ExtractConfig) -> Extraction:
     device = choose_device(config.device)
     model = read_teacher(workspace.teacher, record, device)
     folder = config.data_folder or workspace.settings.get("data_folder")
-    data = load_data(record.data, folder, record.data_digest, record.classes)
+    data = load_data(record.seen, folder, progress)
     split = read_split(workspace.teacher, record)
     if config.validation is not None or config.few_shot is not None:
         split = splits.narrow(split, data.train.labels, data.classes, config.validation, config.few_shot)
-    augmentation = Augmentation(flip=record.flip, seed=config.seed)
+    augmentation = record.seen.rule(config.seed)
     views = view_count(workspace, config, augmentation)
     rows = part_rows(data, split)
     layout = make_layout(
@@ -125,16 +129,13 @@ def check_keys(config: ExtractConfig, known: Sequence[str]) -> None:
             raise UsageError(f"--dtype {key}={dtype}: this extract stores no {key}, but {', '.join(sorted(known))}")
 
 
-def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Augmentation) -> int:
+def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Rule) -> int:
     """How many views the cache shall hold."""
     asked = config.views or int(workspace.settings.get("views", DEFAULT_VIEWS))
-    views = augmentation.placements if asked == -1 else asked
-    if not 1 <= views <= augmentation.placements:
-        raise UsageError(
-            f"--views {views}: this augmentation has {augmentation.placements} different placements of a sample; ask "
-            f"for 1 to {augmentation.placements}, or all"
-        )
-    return views
+    if asked == -1:
+        asked = all_views(augmentation)
+    check_views(augmentation, asked)
+    return asked
 
 
 def make_layout(
@@ -143,13 +144,13 @@ def make_layout(
     samples: Mapping[str, int],
     classes: int,
     tap_shapes: Mapping[str, Shape],
-    placements: int,
+    placements: int | None,
 ) -> Layout:
     """The grid of the cache: what was asked for, else that of the cache that is there, else the defaults."""
     known = open_cache(workspace.cache).layout if holds_cache(workspace.cache) else None
     batch = _first(config.batch, known.batch if known else 256)
-    fit_views = _first(config.fit_views, known.fit_views if known else min(4, placements))
-    if fit_views > placements:
+    fit_views = _first(config.fit_views, known.fit_views if known else min(4, placements or 4))
+    if placements is not None and fit_views > placements:
         raise UsageError(f"--fit-views {fit_views}: this augmentation has {placements} views; ask for no more")
     block = config.block
     if block is None and known is not None and batch == known.batch:
@@ -168,7 +169,7 @@ def part_rows(data: Dataset, split: splits.Split) -> dict[str, np.ndarray[Any, n
 
 
 def identity(
-    record: TeacherRecord, data: Dataset, split: splits.Split, augmentation: Augmentation, config: ExtractConfig
+    record: TeacherRecord, data: Dataset, split: splits.Split, augmentation: Rule, config: ExtractConfig
 ) -> dict[str, Any]:
     """What a cache depends on; a cache with another identity is refused."""
     return {
@@ -177,10 +178,12 @@ def identity(
             "network": record.network,
             "sha256": record.sha256,
             "split_digest": record.split_digest,
+            **({"taps": record.taps} if record.taps else {}),
+            **({"architecture": record.architecture} if record.architecture else {}),
         },
         "data": {"name": data.name, "digest": data.digest, "image_shape": list(record.image_shape)},
         "split": {"rule": split.rule, "digest": split.digest},
-        "preprocessing": {"scale": 255, "mean": list(record.mean), "std": list(record.std)},
+        "preprocessing": {"scale": 255, "mean": list(record.mean), "std": list(record.std), **data.prepared},
         "augmentation": augmentation.rule(),
         "numeric": {"precision": config.precision, "tf32": False},
     }
@@ -198,7 +201,7 @@ def contents(
         validated += [target.key for target in plain]  # one of its stages may select by them
     facts = Facts(layout.samples["train"], layout.classes, labels, layout.batch, 1, config.seed)
     for name in config.students:
-        shapes = tap_shapes(create(name, record.classes), record.image_shape)
+        shapes = tap_shapes(create(name, record.classes, config.taps), record.image_shape)
         for method in config.methods:  # each may be the one whose stages a run has
             needs = needs_of((method,), shapes, layout.tap_shapes, facts)
             targets += needs.targets

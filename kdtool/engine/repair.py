@@ -48,7 +48,7 @@ def repair(workspace: Workspace, again: Again, progress: Progress, stop: StopReq
                     f"{_count(lost)}, among them of {strange[0]}, which no method of kdtool stores; name the method of "
                     "your own that does with --for path.to:MyMethod"
                 )
-            repairer.provenance({**environment(job.train.pixels.device, job.precision), "repaired": len(lost)})
+            repairer.provenance({**environment(job.train.device, job.precision), "repaired": len(lost)})
             fill(repairer, _only(job, owners), progress, stop)
         return Mended(tuple(repairer.mended), lost)
 

@@ -93,7 +93,7 @@ def replay(
     for part, view, positions in places:
         targets = tuple(target for target in job.targets if cache.views(target.key, part) > view)
         fits = {target.fit.key for target in targets if target.fit is not None}
-        fitted = {key: as_tensors(cache.fitted(key), job.train.pixels.device) for key in fits}
+        fitted = {key: as_tensors(cache.fitted(key), job.train.device) for key in fits}
         answers = Answers(job, cache, fitted, progress)
         for start in range(0, len(positions), job.layout.batch):
             batch = positions[start : start + job.layout.batch]

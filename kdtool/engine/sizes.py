@@ -33,7 +33,7 @@ def rows(job: Extraction, known: Cache | None, learned: Mapping[str, Arrays]) ->
 
     learned: results of the fits, of which shapes and dtypes count.
     """
-    fitted: dict[str, Fitted] = {key: as_tensors(arrays, job.train.pixels.device) for key, arrays in learned.items()}
+    fitted: dict[str, Fitted] = {key: as_tensors(arrays, job.train.device) for key, arrays in learned.items()}
     specs = stored_specs(job, job.targets, fitted, contents_of(known))
     keys = [
         _key_row(job, known, part, key, arrays)

@@ -16,7 +16,7 @@ from kdtool.targets import Batch, Cached, Target
 
 if TYPE_CHECKING:
     from kdtool.cache import Cache
-    from kdtool.data.batches import Images
+    from kdtool.data.images import Images
 
 RESIDENT_BYTES = 2**31  # a view's slice up to this size is held on the device while its epoch runs
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdtool.engine import checkpoint
 from kdtool.engine.job import Job, seeded, stage_recipe
-from kdtool.engine.optim import build_optimizer
+from kdtool.engine.optim import Recipe, build_optimizer
 from kdtool.engine.runs import Row, RunFolder
 from kdtool.errors import NonFiniteError
 from kdtool.models.taps import parameters_behind
@@ -52,21 +52,29 @@ def begin(job: Job, number: int, before: Running | None = None) -> Running:
             adapters = nn.ModuleDict({bound.method.name: bound.adapters() for bound in job.bound}).to(job.device)
     else:
         adapters = before.adapters
-    trained = [p for p in [*job.student.parameters(), *adapters.parameters()] if p.requires_grad]
     generator = torch.Generator(job.device).manual_seed(job.seed * 1_000_003 + number)
-    optimizer = build_optimizer(stage_recipe(job.recipe, job.stages[number]), trained)
+    optimizer = fresh_optimizer(job, stage_recipe(job.recipe, job.stages[number]), adapters)
     running = Running(number, optimizer, adapters, generator, frozen)
     if before is not None:
         running.rows, running.seconds, running.left = before.rows, before.seconds, before.left
     return running
 
 
+def fresh_optimizer(job: Job, plan: Recipe, adapters: nn.Module) -> torch.optim.Optimizer:
+    """An optimiser of all that trains now; the classifier is a group of its own where its learning rate differs."""
+    head = job.student.get_submodule(job.head).parameters() if job.head_factor != 1 else ()
+    own = {id(parameter) for parameter in head}
+    trained = [p for p in [*job.student.parameters(), *adapters.parameters()] if p.requires_grad]
+    groups = (1.0, [p for p in trained if id(p) not in own]), (job.head_factor, [p for p in trained if id(p) in own])
+    return build_optimizer(plan, [{"params": members, "factor": factor} for factor, members in groups if members])
+
+
 def freeze(job: Job, stage: Stage) -> list[nn.Module]:
     """Lets train what the stage trains of the student; gives the modules with parameters none of which trains."""
-    image_shape = tuple(job.train.images.pixels.shape[1:])
-    names = None if stage.trains is None else parameters_behind(job.student, stage.trains, image_shape)
+    shape = job.train.images.image_shape
+    names = None if stage.trains is None else parameters_behind(job.student, stage.trains, shape)
     for name, parameter in job.student.named_parameters():
-        parameter.requires_grad_(names is None or name in names)
+        parameter.requires_grad_(name not in job.fixed and (names is None or name in names))
     owned = [(module, list(module.parameters())) for module in job.student.modules()]
     return [module for module, parameters in owned if parameters and not any(p.requires_grad for p in parameters)]
 
@@ -75,7 +83,7 @@ def train_mode(job: Job, running: Running) -> None:
     """The student in train mode, what the stage leaves alone in eval mode, so that no BatchNorm there moves."""
     job.student.train()
     running.adapters.train()
-    for module in running.frozen:
+    for module in () if job.moving else running.frozen:
         module.eval()
 
 

@@ -1,30 +1,45 @@
-"""Trains a teacher, or any network, on labels alone, and writes what the next stages need of it."""
+"""Trains a teacher, or any network, on labels alone, and writes what the next stages need of it.
 
-from dataclasses import asdict, dataclass, replace
+It may begin from weights in a file, of which the classifier may be for other classes; and it may take them as they are.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from kdtool import data, files
-from kdtool.data.augment import Augmentation
-from kdtool.data.splits import make_split
+from kdtool.data.dataset import NO_LABEL, Channels, Rows
+from kdtool.data.images import Rule
+from kdtool.data.preparation import at_size, check_views, rule_for
+from kdtool.data.splits import Split, make_split
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
-from kdtool.engine.job import Job, check_schedule, check_seed, seeded
+from kdtool.engine.evaluate import accuracy
+from kdtool.engine.finetune import fixed_parameters
+from kdtool.engine.job import Job, Labelled, check_schedule, check_seed, seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
-from kdtool.engine.state import Running
+from kdtool.engine.state import Running, begin
 from kdtool.engine.train import train
 from kdtool.engine.workspace import (
     DEFAULT_STUDENT,
     DEFAULT_VIEWS,
+    TeacherRecord,
     Workspace,
+    architecture,
     labelled,
     write_teacher,
 )
 from kdtool.errors import UsageError, unknown
-from kdtool.models import MODELS, create, parameters
+from kdtool.models import check_name, check_output, create, parameters
+from kdtool.models.heads import head
+from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import Stage
 
@@ -33,20 +48,50 @@ from kdtool.targets import Stage
 class TeachConfig:
     """What `kdtool teach` was asked for.
 
-    validation: images held out of the train part. student, views: defaults that kdtool.toml gives distill and extract.
+    validation: images held out of the train part, None for those that the data set itself holds out. image_size: width
+    that images are brought to; crop: "pad" or "resized" (None: by the data set), with `pad` pixels around the image.
+    mean, std: of each channel, in place of the data set's. taps: layers that the user names in the network, tap ->
+    module path. initial: file of weights that the training begins from, or that are taken as they are (as_is). freeze:
+    what does not train (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there keep their statistics
+    ("eval") or follow the data ("train"). head_learning_rate: of the classifier, where it has one of its own. student,
+    views: defaults that kdtool.toml gives distill and extract.
     """
 
     data: str
     network: str
     recipe: Recipe
     data_folder: str | None = None
-    validation: int = 0
+    validation: int | None = None
     few_shot: int | None = None
     student: str = DEFAULT_STUDENT
     views: int = DEFAULT_VIEWS
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    image_size: int | None = None
+    crop: str | None = None
+    pad: int = 4
+    mean: Channels | None = None
+    std: Channels | None = None
+    taps: Mapping[str, str] = field(default_factory=dict)
+    initial: str | None = None
+    as_is: bool = False
+    freeze: tuple[str, ...] = ()
+    batchnorm: str = "eval"
+    head_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.views < 1:
+            raise UsageError(f"--views is at least 1, not {self.views}")
+        if self.batchnorm not in ("eval", "train"):
+            raise unknown("mode of BatchNorm", self.batchnorm, ("eval", "train"))
+        if self.head_learning_rate is not None and not 0 < self.head_learning_rate < math.inf:
+            raise UsageError(f"--head-lr is above 0 and finite, not {self.head_learning_rate}")
+        if self.as_is and not self.initial:
+            raise UsageError("--as-is takes the weights of --from as they are, and --from names none")
+        if self.as_is and (self.freeze or self.head_learning_rate):
+            raise UsageError("--as-is trains nothing, so --freeze and --head-lr do not apply")
 
 
 def plain_config(command: str, config: Any) -> dict[str, Any]:
@@ -56,29 +101,52 @@ def plain_config(command: str, config: Any) -> dict[str, Any]:
     return {"command": command, **values, "recipe": recipe}
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """The data of a teacher as it sees them. rows: of the split's train part, those that have a label."""
+
+    data: data.Dataset
+    rule: Rule
+    image_shape: tuple[int, int, int]
+    split: Split
+    rows: Rows
+
+    def part(self, name: str, device: torch.device) -> Labelled | None:
+        """The images of train, validation or test; None for a part that has none."""
+        held = self.data.test if name == "test" else self.data.train
+        rows = {"train": self.rows, "validation": self.split.validation, "test": np.arange(len(held.labels))}[name]
+        return labelled(held, rows, self.rule, self.data, device) if len(rows) else None
+
+
+def read_lesson(config: TeachConfig, progress: Progress) -> Lesson:
+    """Reads the data set and divides it; refuses what does not fit before anything is decoded."""
+    found = data.load(config.data, Path(config.data_folder) if config.data_folder else None, progress)
+    rule, shape = rule_for(found, config.image_size, config.crop, config.pad, config.seed)
+    check_views(rule, config.views)
+    labels = found.train.labels
+    split = make_split(labels, found.classes, config.validation, config.few_shot, config.seed, found.validation)
+    rows = split.train[labels[split.train] != NO_LABEL]
+    check_schedule((Stage("teach"),), (), config.recipe, len(rows))
+    found = replace(found, mean=config.mean or found.mean, std=config.std or found.std)
+    return Lesson(at_size(found, rule, shape, progress), rule, shape, split, rows)
+
+
 def teach(
     workspace: Workspace, config: TeachConfig, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
 ) -> dict[str, Any]:
     """Trains and writes teacher.safetensors, its record and kdtool.toml into the workspace; gives the result."""
     for name in (config.network, config.student):
-        if name not in MODELS:
-            raise unknown("network", name, MODELS)
+        check_name(name)
     if config.data not in data.DATASETS:
         raise unknown("data set", config.data, data.DATASETS)
-    if config.views < 1:
-        raise UsageError(f"--views is at least 1, not {config.views}")
-    check_seed(config.seed)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    found = data.load(config.data, Path(config.data_folder) if config.data_folder else None)
-    augmentation = Augmentation(flip=found.flip, seed=config.seed)
-    if config.views > augmentation.placements:
-        raise UsageError(
-            f"--views {config.views}: the augmentation has {augmentation.placements} placements; ask for no more"
-        )
-    split = make_split(found.train.labels, found.classes, config.validation, config.few_shot, config.seed)
-    check_schedule((Stage("teach"),), (), config.recipe, len(split.train))
+    lesson = read_lesson(config, progress)
     path = workspace.runs / "teacher"
+    finished = (path / "result.json").exists()
+    start = (
+        None if finished else first_weights(config, lesson)
+    )  # what does not fit is refused before anything is written
     with files.lock(path / "lock", "training in"):
         folder = RunFolder(path, plain_config("teach", replace(config, precision=precision)))
         known = folder.result
@@ -86,52 +154,20 @@ def teach(
             checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
-        with seeded(config.seed):
-            model = create(config.network, found.classes).to(device)
-        job = Job(
-            student=model,
-            stages=(Stage("teach"),),
-            bound=(),
-            source=None,
-            train=labelled(found.train, split.train, augmentation, found, device),
-            test=labelled(found.test, np.arange(len(found.test.labels)), augmentation, found, device),
-            validation=labelled(found.train, split.validation, augmentation, found, device)
-            if len(split.validation)
-            else None,
-            validation_source=None,
-            recipe=config.recipe,
-            views=augmentation.placements,
-            seed=config.seed,
-            precision=precision,
-        )
+        model, begun_from, fixed = start or first_weights(config, lesson)
+        if begun_from:
+            progress.note(f"begins from {begun_from.remark}")
+        job = make_job(config, lesson, model, fixed, device, precision)
         files.write_json(folder.path / "environment.json", environment(device, precision))
-        running = train(job, folder, progress, stop, checkpoint_seconds)
-        about = {
-            "network": config.network,
-            "classes": found.classes,
-            "data": found.name,
-            "data_digest": found.digest,
-            "image_shape": tuple(found.train.images.shape[1:]),
-            "mean": found.mean,
-            "std": found.std,
-            "flip": found.flip,
-            "test_accuracy": running.rows[-1]["test_accuracy"],
-        }
-        record = write_teacher(workspace.teacher, model, split, about)
-        workspace.write(
-            {
-                "data": config.data,
-                "data_folder": str(Path(config.data_folder).resolve()) if config.data_folder else None,
-                "teacher": workspace.teacher.name,
-                "teacher_sha256": record.sha256,
-                "split_digest": record.split_digest,
-                "student": config.student,
-                "cache": "cache.zarr",
-                "views": config.views,
-            }
-        )
+        running = as_it_is(job) if config.as_is else train(job, folder, progress, stop, checkpoint_seconds)
+        record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model, running))
+        workspace.write(defaults(workspace, config, record))
         result = {
             **summary("teach", "teacher", config.network, config.recipe, config.seed, running),
+            **({"epochs": 0} if config.as_is else {}),
+            "from": begun_from.record if begun_from else None,
+            "taps": dict(config.taps),
+            "seen": record.seen.plain(),
             "views": None,
             "parameters": parameters(model),
             "teacher": {"network": record.network, "sha256": record.sha256, "test_accuracy": record.test_accuracy},
@@ -141,6 +177,92 @@ def teach(
         folder.finish(result, running.rows)
         checkpoint.clear_state(folder.path)
         return result
+
+
+def first_weights(config: TeachConfig, lesson: Lesson) -> tuple[nn.Module, Loaded | None, frozenset[str]]:
+    """(the network as its training begins, what was loaded of a file, the parameters that do not train)."""
+    with seeded(config.seed):
+        model = create(config.network, lesson.data.classes, config.taps)
+    check_output(config.network, model, lesson.data.classes, lesson.image_shape)
+    loaded = load_initial(Path(config.initial), model) if config.initial else None
+    if config.as_is and loaded and loaded.new:
+        raise UsageError(
+            f"--as-is: in {config.initial} {loaded.new[0]} is missing or the classifier is for other classes than the "
+            f"{lesson.data.classes} of {lesson.data.name}; train it, without --as-is"
+        )
+    return model, loaded, fixed_parameters(model, config.freeze, lesson.image_shape) if config.freeze else frozenset()
+
+
+def make_job(
+    config: TeachConfig, lesson: Lesson, model: nn.Module, fixed: frozenset[str], device: torch.device, precision: str
+) -> Job:
+    """The training that a configuration describes."""
+    train_part, test = lesson.part("train", device), lesson.part("test", device)
+    assert train_part is not None
+    assert test is not None
+    rate = config.head_learning_rate
+    return Job(
+        student=model.to(device),
+        stages=(Stage("teach"),),
+        bound=(),
+        source=None,
+        train=train_part,
+        test=test,
+        validation=lesson.part("validation", device),
+        validation_source=None,
+        recipe=config.recipe,
+        views=lesson.rule.placements or config.recipe.epochs,
+        seed=config.seed,
+        precision=precision,
+        fixed=fixed,
+        moving=config.batchnorm == "train",
+        head=head(model) if rate else "",
+        head_factor=rate / config.recipe.learning_rate if rate else 1.0,
+    )
+
+
+def about(config: TeachConfig, lesson: Lesson, model: nn.Module, running: Running) -> dict[str, Any]:
+    """What the teacher's record says beside the digests of weights and split."""
+    return {
+        "network": config.network,
+        "classes": lesson.data.classes,
+        "data": lesson.data.name,
+        "data_digest": lesson.data.digest,
+        "image_shape": lesson.image_shape,
+        "mean": lesson.data.mean,
+        "std": lesson.data.std,
+        "augmentation": lesson.rule.rule(),
+        "taps": dict(config.taps),
+        "architecture": architecture(config.network, model),
+        "test_accuracy": running.rows[-1]["test_accuracy"],
+    }
+
+
+def defaults(workspace: Workspace, config: TeachConfig, record: TeacherRecord) -> dict[str, Any]:
+    """What kdtool.toml says to the commands that follow."""
+    return {
+        "data": config.data,
+        "data_folder": str(Path(config.data_folder).resolve()) if config.data_folder else None,
+        "teacher": workspace.teacher.name,
+        "teacher_sha256": record.sha256,
+        "split_digest": record.split_digest,
+        "student": config.student,
+        "cache": "cache.zarr",
+        "views": config.views,
+    }
+
+
+def as_it_is(job: Job) -> Running:
+    """What a training without a step would give: one row with the accuracies of the network's weights."""
+    running = begin(job, 0)
+    score = {
+        name: accuracy(job.student, part.images, part.labels, job.precision) if part else None
+        for name, part in (("validation_accuracy", job.validation), ("test_accuracy", job.test))
+    }
+    fixed = {"stage": "as it is", "epoch": 0, "steps": 0, "learning_rate": 0.0, "loss": None, "train_accuracy": None}
+    running.rows.append({**fixed, **score, "seconds": 0.0, "terms": {}})
+    running.epoch = 1
+    return running
 
 
 def summary(command: str, name: str, network: str, recipe: Recipe, seed: int, running: Running) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Left out for now: several ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtool.data.batches import batch_slices, order_of_epoch, view_of_epoch
+from kdtool.data.dataset import NO_LABEL
 from kdtool.engine import checkpoint
 from kdtool.engine.device import autocast, synchronize
 from kdtool.engine.evaluate import accuracy
 from kdtool.engine.job import Bound, Job, check_schedule, stage_recipe
-from kdtool.engine.optim import Recipe, build_optimizer, learning_rate, milestone_epochs
+from kdtool.engine.optim import Recipe, learning_rate, milestone_epochs
 from kdtool.engine.runs import Row, RunFolder
-from kdtool.engine.state import CHECK_STEPS, Running, begin, check_finite, epochs_before, resume, save, train_mode
+from kdtool.engine.state import (
+    CHECK_STEPS,
+    Running,
+    begin,
+    check_finite,
+    epochs_before,
+    fresh_optimizer,
+    resume,
+    save,
+    train_mode,
+)
 from kdtool.errors import UsageError
 from kdtool.methods.precision import wide
 from kdtool.models.taps import TapReader
@@ -41,7 +53,7 @@ def train(
         progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
     while True:
         _run_stage(job, running, folder, progress, stop, checkpoint_seconds)
-        _leave_stage(job, running, progress)
+        _leave_stage(job, running, folder, progress)
         if running.stage + 1 == len(job.stages):
             return running
         running = begin(job, running.stage + 1, running)
@@ -62,21 +74,22 @@ def _run_stage(
             view = view_of_epoch(job.seed, before + running.epoch, job.views)
             order = order_of_epoch(job.seed, before + running.epoch, len(job.train.labels), job.shuffle_block)
             if plan.resets and running.done == 0 and running.epoch in milestone_epochs(plan):
-                trained = [p for group in running.optimizer.param_groups for p in group["params"]]
-                running.optimizer = build_optimizer(plan, trained)
+                running.optimizer = fresh_optimizer(job, plan, running.adapters)
             train_mode(job, running)
-            while running.done < len(slices):
-                step(job, stage, plan, running, reader, order[slices[running.done]], view, len(slices))
-                running.done += 1
-                progress.advance(1)
-                if running.done % CHECK_STEPS == 0:
-                    check_finite(stage, running)
-                stopping = stop.requested()
-                if stopping or time.monotonic() - saved > checkpoint_seconds:
-                    save(job, running, folder)
-                    saved = time.monotonic()
-                if stopping:
-                    raise stop.stopped(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
+            todo = [order[part] for part in slices[running.done :]]
+            with closing(job.train.images.views((positions, view) for positions in todo)) as images:
+                for positions in todo:
+                    step(job, stage, plan, running, reader, positions, view, len(slices), images)
+                    running.done += 1
+                    progress.advance(1)
+                    if running.done % CHECK_STEPS == 0:
+                        check_finite(stage, running)
+                    stopping = stop.requested()
+                    if stopping or time.monotonic() - saved > checkpoint_seconds:
+                        save(job, running, folder)
+                        saved = time.monotonic()
+                    if stopping:
+                        raise stop.stopped(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
             _end_epoch(job, stage, plan, running, len(slices), progress)
             folder.write_rows(running.rows)
             if time.monotonic() - saved > checkpoint_seconds:
@@ -99,19 +112,20 @@ def step(
     positions: np.ndarray[Any, np.dtype[np.int64]],
     view: int,
     steps: int,
+    images: Iterator[Tensor],
 ) -> None:
-    """One step of the optimiser on the samples at `positions` (b,); `steps` are those of an epoch."""
+    """One step of the optimiser on the samples at `positions` (b,), the next of `images`; `steps` are an epoch's."""
     begun = time.perf_counter()
     number = running.epoch * steps + running.done
     for group in running.optimizer.param_groups:
-        group["lr"] = learning_rate(plan, number, steps)
+        group["lr"] = learning_rate(plan, number, steps) * group["factor"]
     indices = torch.from_numpy(positions).to(job.device)
     batch = Batch(indices, job.train.labels[indices], view, stage.name, running.epoch, number, running.generator)
-    images = job.train.images.view(positions, view)
+    pixels = next(images)
     bounds = _active(job, stage)
     cached = job.source.read(batch) if job.source and bounds else {}
     loaded = time.perf_counter()
-    losses, logits, taps = _losses(job, stage, running, reader, images, cached, batch)
+    losses, logits, taps = _losses(job, stage, running, reader, pixels, cached, batch)
     total = _weighted(losses)
     running.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
@@ -140,10 +154,18 @@ def _losses(
     with autocast(job.device, job.precision):
         logits, taps = reader(images)
     logits, taps = wide(logits), {tap: wide(value) for tap, value in taps.items()}
-    losses = {"task": (stage.task, functional.cross_entropy(logits, batch.labels))} if stage.task else {}
+    losses = {"task": (stage.task, cross_entropy(logits, batch.labels, job.train.share < 1))} if stage.task else {}
     for bound in _active(job, stage):
         losses |= _terms(bound, stage, running, taps, cached, batch)
     return losses, logits, taps
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, partly: bool = False) -> Tensor:
+    """The mean over the samples that have a label, 0 where none has; partly: whether some may have none."""
+    if not partly:
+        return functional.cross_entropy(logits, labels)
+    total = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
+    return total / (labels != NO_LABEL).sum().clamp(min=1)
 
 
 def _terms(
@@ -218,7 +240,7 @@ def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: in
         "steps": steps,
         "learning_rate": learning_rate(plan, running.epoch * steps + steps - 1, steps),
         "loss": means.pop("loss"),
-        "train_accuracy": 100 * means.pop("right"),
+        "train_accuracy": 100 * means.pop("right") / job.train.share,
         "validation_accuracy": validation,
         "test_accuracy": test,
         "seconds": sum(running.seconds.values()),
@@ -269,8 +291,8 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
     return total / len(labels)
 
 
-def _leave_stage(job: Job, running: Running, progress: Progress) -> None:
-    """Takes the weights that leave the stage, and tells what becomes of it."""
+def _leave_stage(job: Job, running: Running, folder: RunFolder, progress: Progress) -> None:
+    """Takes the weights that leave the stage, keeps them where another one follows, and tells what becomes of it."""
     stage = job.stages[running.stage]
     by_loss = stage.select == "validation_loss" and bool(running.best)
     if by_loss:
@@ -287,6 +309,9 @@ def _leave_stage(job: Job, running: Running, progress: Progress) -> None:
             "discard": stage.discard,
         }
     )
+    if running.stage + 1 < len(job.stages):
+        path = folder.path / f"stage-{stage.name}.safetensors"
+        running.left[-1]["weights_sha256"] = checkpoint.save_weights(path, job.student)
     if len(job.stages) > 1:
         why = f" of the lowest validation loss, {loss:.4f}" if loss is not None else ""
         fate = ", without its adapters" if stage.discard else ""

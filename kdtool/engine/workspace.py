@@ -7,7 +7,8 @@ runs/<name>            one folder a run
 """
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from torch import nn
 from kdtool import data, files
 from kdtool.cache import Cache, open_cache
 from kdtool.data import splits
-from kdtool.data.augment import Augmentation
-from kdtool.data.batches import Images
-from kdtool.data.dataset import Rows
+from kdtool.data.dataset import NO_LABEL, Rows
+from kdtool.data.images import Rule, images_of
+from kdtool.data.preparation import at_size, rule_from
 from kdtool.engine import checkpoint
 from kdtool.engine.job import Labelled
 from kdtool.engine.runs import read_toml, toml
 from kdtool.errors import DamageError, IdentityError, UsageError, unknown
 from kdtool.models import create
+from kdtool.progress import Progress
 
 DEFAULT_STUDENT = "resnet18"
 DEFAULT_VIEWS = 8
@@ -101,7 +103,11 @@ _SETTINGS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """What is known of a teacher beside its weights: the content of teacher.json."""
+    """What is known of a teacher beside its weights: the content of teacher.json.
+
+    taps: those that the user named, beside the network's own. architecture: digest of the layers of a network that is
+    not ours, whose code may change under its name; empty for ours.
+    """
 
     network: str
     classes: int
@@ -111,16 +117,60 @@ class TeacherRecord:
     image_shape: tuple[int, int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    flip: bool
+    augmentation: dict[str, Any]
+    taps: dict[str, str]
+    architecture: str
     split_digest: str
     test_accuracy: float
 
+    @property
+    def seen(self) -> "Seen":
+        """How the teacher saw its data set; the seed of the augmentation is that of its training."""
+        return Seen(self.data, self.data_digest, self.classes, self.image_shape, self.augmentation, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A data set as a network sees it: which one, in which shape (C, H, W), under which augmentation, normalised how.
+
+    augmentation: the record of the rule. mean, std: of each channel, in units of pixel / 255.
+    """
+
+    name: str
+    digest: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    augmentation: Mapping[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values for the result of a run."""
+        return {key: list(item) if isinstance(item, tuple) else item for key, item in vars(self).items()}
+
+    @classmethod
+    def from_plain(cls, value: Mapping[str, Any]) -> "Seen":
+        """What `plain` gave. DamageError for something else."""
+        try:
+            items: dict[str, Any] = {k: tuple(item) if isinstance(item, list) else item for k, item in value.items()}
+            found = cls(**items)
+            found.rule()
+        except (KeyError, TypeError, ValueError, UsageError):
+            raise DamageError(
+                f"a run's record of how it saw its data is of another version of kdtool ({dict(value)}); train it again"
+            ) from None
+        return found
+
+    def rule(self, seed: int | None = None) -> Rule:
+        """The augmentation, under another seed where one is given."""
+        return rule_from(self.augmentation, seed)
+
 
 _RECORD: dict[str, type] = {
-    **dict.fromkeys(("network", "sha256", "data", "data_digest", "split_digest"), str),
+    **dict.fromkeys(("network", "architecture", "sha256", "data", "data_digest", "split_digest"), str),
     **dict.fromkeys(("image_shape", "mean", "std"), list),
+    **dict.fromkeys(("augmentation", "taps"), dict),
     "classes": int,
-    "flip": bool,
     "test_accuracy": float,
 }
 
@@ -129,7 +179,8 @@ _IDENTITY: dict[str, Any] = {
     "teacher": {"network": str, "sha256": str, "split_digest": str},
     "data": {"name": str, "digest": str, "image_shape": list},
     "split": {"rule": {"validation": int}, "digest": str},
-    "augmentation": {"pad": int, "flip": bool, "seed": int},
+    "preprocessing": {"mean": list, "std": list},
+    "augmentation": {"name": str, "seed": int},
     "numeric": {"precision": str},
 }
 
@@ -143,7 +194,17 @@ def open_teacher_cache(path: Path) -> Cache:
 
 def check_identity(path: Path, identity: dict[str, Any]) -> None:
     """DamageError where the identity of a cache lacks what every command reads of it."""
-    files.check_fields(identity, _IDENTITY, f"the identity of {path}", "extract into another --cache")
+    what, repair = f"the identity of {path}", "extract into another --cache"
+    files.check_fields(identity, _IDENTITY, what, repair)
+    check_rule(identity["augmentation"], what, repair)
+
+
+def check_rule(record: Mapping[str, Any], what: str, repair: str) -> None:
+    """DamageError for the record of an augmentation that this kdtool does not know."""
+    try:
+        rule_from(record)
+    except (KeyError, ValueError, TypeError, UsageError):
+        raise DamageError(f"{what} names an augmentation that is unknown here: {record}; {repair}") from None
 
 
 def record_path(teacher: Path) -> Path:
@@ -173,6 +234,7 @@ def read_record(path: Path) -> TeacherRecord:
     plain = files.read_json(place, "train the teacher again with `kdtool teach`", _RECORD)
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in plain.items()}
     threes = (values["image_shape"], values["mean"], values["std"])
+    check_rule(plain["augmentation"], str(place), "train the teacher again with `kdtool teach`")
     numbers = all(type(item) in (int, float) for three in threes for item in three)
     if values.keys() != _RECORD.keys() or not numbers or any(len(three) != 3 for three in threes):
         raise DamageError(
@@ -182,10 +244,20 @@ def read_record(path: Path) -> TeacherRecord:
 
 
 def read_teacher(path: Path, record: TeacherRecord, device: torch.device) -> nn.Module:
-    """The teacher's network with its weights, in eval mode."""
-    model = create(record.network, record.classes)
+    """The teacher's network with its weights, in eval mode. IdentityError where its layers are not those of then."""
+    model = create(record.network, record.classes, record.taps)
+    if architecture(record.network, model) != record.architecture:
+        raise IdentityError(
+            f"{record.network} has other layers than when the teacher was trained; restore that version of it, or "
+            "train the teacher again with `kdtool teach`"
+        )
     checkpoint.load_weights(path, model, record.sha256)
     return model.to(device).eval()
+
+
+def architecture(network: str, model: nn.Module) -> str:
+    """A digest of the layers, in their order and with their sizes, of a network that is not ours; empty for ours."""
+    return files.sha256(repr(model).encode()) if ":" in network else ""
 
 
 def read_split(path: Path, record: TeacherRecord) -> splits.Split:
@@ -200,25 +272,23 @@ def read_split(path: Path, record: TeacherRecord) -> splits.Split:
     return split
 
 
-def load_data(name: str, folder: str | None, digest: str, classes: int) -> data.Dataset:
-    """The data set that a teacher was trained on; another number of classes or another content is refused."""
-    found = data.load(name, Path(folder) if folder else None)
-    if found.classes != classes:
+def load_data(seen: Seen, folder: str | None, progress: Progress) -> data.Dataset:
+    """The data set that a teacher was trained on, as it saw it; another number of classes or content is refused."""
+    found = data.load(seen.name, Path(folder) if folder else None, progress)
+    if found.classes != seen.classes:
         raise UsageError(
-            f"the data set {name} has {found.classes} classes and the teacher tells {classes} apart; take the data "
-            "set that it was trained on, or train another teacher with `kdtool teach`"
+            f"the data set {seen.name} has {found.classes} classes and the teacher tells {seen.classes} apart; take "
+            "the data set that it was trained on, or train another teacher with `kdtool teach`"
         )
-    if found.digest != digest:
+    if found.digest != seen.digest:
         raise IdentityError(
-            f"the data set {name} has other content than the one the teacher was trained on: digest "
-            f"{found.digest[:12]} found, {digest[:12]} expected; name the right folder with --data-folder"
+            f"the data set {seen.name} has other content than the one the teacher was trained on: digest "
+            f"{found.digest[:12]} found, {seen.digest[:12]} expected; name the right folder with --data-folder"
         )
-    return found
+    return at_size(replace(found, mean=seen.mean, std=seen.std), seen.rule(), seen.image_shape, progress)
 
 
-def labelled(
-    part: data.Part, rows: Rows, augmentation: Augmentation, of: data.Dataset, device: torch.device
-) -> Labelled:
+def labelled(part: data.Part, rows: Rows, rule: Rule, of: data.Dataset, device: torch.device) -> Labelled:
     """Some images of a part, with their labels, on the device."""
-    images = Images(part.images, rows, augmentation, of.mean, of.std, device)
-    return Labelled(images, torch.from_numpy(part.labels[rows]).to(device))
+    images, labels = images_of(part, rows, rule, of.mean, of.std, device), part.labels[rows]
+    return Labelled(images, torch.from_numpy(labels).to(device), float((labels != NO_LABEL).mean()))

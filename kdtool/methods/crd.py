@@ -186,6 +186,11 @@ class CRD(Method):
         """Heads, banks and constants."""
         labels = torch.from_numpy(facts.labels.copy())
         need(
+            int(labels.min()) >= 0,
+            "method crd contrasts images of different classes, and some training images have no label; take another "
+            "method",
+        )
+        need(
             int(labels.min()) < int(labels.max()),
             "method crd contrasts images of different classes, and all training images are of one; take another method",
         )

@@ -96,10 +96,11 @@ class ClassCentres:
         }
 
     def step(self, state: State, batch: FitBatch) -> State:
-        """Adds a batch to the sums of its pass."""
+        """Adds a batch to the sums of its pass; images without a label count for no class."""
         rows = batch.arrays[self.reads[0].key][VALUES].double().cpu()  # sums on CUDA depend on chance
-        state["sums"][batch.turn].index_add_(0, batch.labels, rows)
-        state["counts"][batch.turn] += torch.bincount(batch.labels, minlength=state["counts"].shape[1])
+        known = batch.labels >= 0
+        state["sums"][batch.turn].index_add_(0, batch.labels[known], rows[known])
+        state["counts"][batch.turn] += torch.bincount(batch.labels[known], minlength=state["counts"].shape[1])
         return state
 
     def remark(self, state: State) -> str:
@@ -154,9 +155,9 @@ class ClassClusters:
         return ""
 
     def result(self, state: State, facts: Facts) -> dict[str, np.ndarray[Any, Any]]:
-        """Clusters every class."""
+        """Clusters every class; an image without a label is in no cluster, -1."""
         rows = state["rows"].double().numpy()
-        assignment = np.zeros(facts.samples, dtype=np.int64)
+        assignment = np.full(facts.samples, -1, dtype=np.int64)
         centres = np.zeros((facts.classes * self.centres, rows.shape[1]))
         for label in range(facts.classes):
             members = np.flatnonzero(facts.labels == label)

@@ -204,7 +204,7 @@ def test_help_fits_80_columns_and_gives_an_example(words: str, typed: Typed) -> 
 
 TABLES = {
     "methods": ("kda", "teacher_landmarks=epoch"),
-    "models": ("resnet110", "before_fc after_fc"),
+    "models": ("tv:shufflenet_v2_x1_0", "stem stage1-4 preact"),
     "plan --for kda --set landmarks=kmeans": ("kmeans2.before_fc", "train_clean"),
     "cache info": ("before_fc", "train_clean"),
     "analyze gram-gap": ("before_fc", "moments"),

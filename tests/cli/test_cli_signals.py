@@ -63,7 +63,7 @@ def test_an_interrupt_outside_of_the_stages(typed: Typed, monkeypatch: pytest.Mo
     def interrupted(*given: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdtool.models.create", interrupted)
+    monkeypatch.setattr("kdtool.workflows.networks.tap_shapes", interrupted)
     found = typed("models")
     assert (found.code, found.out, found.err) == (130, "", "kdtool: interrupted\n")
 

@@ -21,6 +21,24 @@ WRONG = {  # line -> what the message must hold
     "teach --data cifar10 --student resnt18": ("'resnt18'", "did you mean 'resnet18'?"),
     "teach --data cifar10 --views 0": ("--views is at least 1",),
     "teach --data cifar10 --data-folder nowhere": ("no complete cifar10", "no such folder", "cifar-10-binary.tar.gz"),
+    "teach --data cifar10 --network tv:resnet9": ("'resnet9'", "did you mean 'resnet50'?"),
+    "teach --data cifar10 --model no_such_file:factory": ("no_such_file", "no module"),
+    "teach --data cifar10 --tap stage2": ("--tap 'stage2'", "TAP=PATH"),
+    "teach --data cifar10 --crop circle": ("'circle'", "known: pad, resized"),
+    "teach --data cifar10 --image-size 0": ("--image-size is at least 1",),
+    "teach --data cifar10 --pad -1": ("padding is -1",),
+    "teach --data cifar10 --mean 0.5": ("--mean is three numbers",),
+    "teach --data cifar10 --std 0,1,1": ("--std is three numbers above 0",),
+    "teach --data cifar10 --from nowhere.pt": ("no file of weights",),
+    "teach --data cifar10 --as-is": ("--as-is", "--from names none"),
+    "teach --data cifar10 --freeze stage9": ("'stage9'", "stage1"),
+    "teach --data cifar10 --batchnorm of": ("'of'", "eval, train"),
+    "teach --data cifar10 --head-lr 0": ("--head-lr is above 0",),
+    "analyze probe": ("--data is missing", "stl10"),
+    "analyze probe --data cifar10 --recipe probe-idc": ("'probe-idc'", "did you mean 'probe-icd'?"),
+    "analyze probe --data cifar10 --stage init": ("'init'",),
+    "analyze probe --data cifar10 --batchnorm off": ("'off'", "eval, train"),
+    "distill --method kda --tap stage2=stage9": ("'stage2'", "'stage9'", "no module of the network"),
     "distil": ("'distil'", "'distill'"),
     "distill": ("--method is missing", "kdtool methods"),
     "distill --methd kda": ("--methd", "--method"),
@@ -55,7 +73,7 @@ WRONG = {  # line -> what the message must hold
     f"{KDA} --learning-rate nan": ("learning rate", "finite"),
     f"{KDA} --weight-decay -1": ("weight decay", "at least 0"),
     f"{KDA} --views -1": ("--views is at least 1",),
-    f"{KDA} --views 500": ("--views 500", "162 placements"),
+    f"{KDA} --views 500": ("--views 500", "162 different placements"),
     f"{KDA} --shuffle-block -5": ("--shuffle-block is at least 1",),
     f"{KDA} --seed -1": ("--seed", "4,294,967,295"),
     f"{KDA} --seed 99999999999999999999": ("--seed", "4,294,967,295"),
@@ -92,10 +110,12 @@ WRONG = {  # line -> what the message must hold
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_what_is_wrong_is_said_in_one_line(line: str, built: Path, refused: Typed) -> None:
+def test_what_is_wrong_is_said_in_one_line(line: str, built: Path, data: Path, refused: Typed) -> None:
     """None of them gets as far as writing, so they share a folder."""
     folder = built.parent / "empty" if line.startswith("teach") else built
     words = [] if line.startswith("distil ") else ["--folder", folder]
+    if "--data cifar10" in line and "--data-folder" not in line:
+        words += ["--data-folder", data]
     before = sorted(built.parent.rglob("*"))
     refused(2, WRONG[line], line, *words)
     assert sorted(built.parent.rglob("*")) == before

@@ -40,7 +40,7 @@ def make_job(workspace: Workspace, methods: Sequence[Method], plan: Recipe) -> J
         stage.bind(item, taps, shapes, cache, facts, added=number > 0)
         for number, (item, taps) in enumerate(zip(methods, needs.taps, strict=True))
     )
-    data = stage.data_of(workspace, cache, None)
+    data = stage.data_of(workspace, cache, None, Silent())
     stages = methods[0].stages(shapes, cache.layout.tap_shapes, facts)
     return stage.make_job(cache, data, student, stages, bound, needs, config, 3, CPU, "float32")
 

@@ -140,7 +140,7 @@ def make_job(workspace: Workspace, config: DistillConfig) -> Job:
         for number, (item, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
     )
     stages = config.methods[0].stages(shapes, cache.layout.tap_shapes, facts)
-    dataset = stage.data_of(workspace, cache, None)
+    dataset = stage.data_of(workspace, cache, None, Silent())
     return stage.make_job(cache, dataset, student, stages, bound, needs, config, 2, CPU, "float32")
 
 
@@ -267,6 +267,10 @@ def test_the_step_between_stages_is_told_and_kept(
     while result is None:
         with suppress(Stopped):
             result = distill(workspace, config, told, StopAfter(3))
+    kept = {row["stage"]: row.pop("weights_sha256", None) for row in result["stages"]}
+    for stage in ("dictionary", "relation"):
+        assert kept[stage] == files.sha256_file(workspace.runs / "run" / f"stage-{stage}.safetensors")
+    assert kept["main"] is None
     assert result["stages"] == [
         {"stage": "dictionary", "epochs": 2, "kept_epoch": 1, "validation_loss": 2.5, "discard": True},
         {"stage": "relation", "epochs": 1, "kept_epoch": 1, "validation_loss": None, "discard": False},

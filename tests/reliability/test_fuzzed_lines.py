@@ -26,6 +26,7 @@ from kdtool.methods import METHODS
 from kdtool.models import MODELS
 
 CASES = 200
+OURS = [name for name in MODELS if ":" not in name]  # torchvision's are made for larger images
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ BEYOND: dict[str, list[str]] = {
 }
 NAMES: dict[str, list[str]] = {  # options and keys whose values are names
     "data": list(DATASETS),
-    "network": list(MODELS),
-    "student": list(MODELS),
-    "teacher": list(MODELS),
+    "network": OURS,
+    "student": OURS,
+    "teacher": OURS,
     "method": list(METHODS),
     "for": list(METHODS),
     "with": ["kd"],

@@ -1,0 +1,178 @@
+"""How well what a network has learned serves another task: a new classifier on it, trained alone or with all of it.
+
+The linear probe of ICD's Table 3 (arXiv 2407.11802, after CRD's, arXiv 1910.10699): the network is frozen, a new linear
+layer (weights N(0, 0.01^2), bias 0) learns the other data set. In the code of ICD's and SRM's authors the network is in
+train mode meanwhile, so that its BatchNorms follow the other data though no weight does; `batchnorm="eval"` keeps
+them. `whole` trains everything, which is SRM's "whole network update" (arXiv 2103.17012, Table II).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdtool import data, files
+from kdtool.engine import checkpoint
+from kdtool.engine.device import choose_device, choose_precision
+from kdtool.engine.finetune import BODY, fixed_parameters
+from kdtool.engine.job import seeded
+from kdtool.engine.optim import Recipe
+from kdtool.engine.runs import RunFolder, environment
+from kdtool.engine.teach import TeachConfig, make_job, plain_config, read_lesson, summary
+from kdtool.engine.train import train
+from kdtool.engine.workspace import Seen
+from kdtool.errors import DamageError, UsageError, unknown
+from kdtool.models import create, parameters
+from kdtool.models.heads import head
+from kdtool.progress import Progress, StopRequest
+
+SPREAD = 0.01  # standard deviation of the first weights of a linear probe
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What was asked for.
+
+    run: the folder of a run whose network is probed; stage: of its stages, the one at whose end the weights are taken
+    ("" for the last). whole: everything trains, and the new classifier begins as the network's own does. image_size,
+    crop: None for those that the network was trained with.
+    """
+
+    run: Path
+    data: str
+    recipe: Recipe
+    stage: str = ""
+    whole: bool = False
+    batchnorm: str = "train"
+    data_folder: str | None = None
+    validation: int | None = None
+    few_shot: int | None = None
+    image_size: int | None = None
+    crop: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def title(self) -> str:
+        """The name of the probe's folder."""
+        kind = "whole" if self.whole else f"linear-{self.batchnorm}"
+        few = f"-{self.few_shot}shot" if self.few_shot else ""
+        return "-".join(["probe", self.data, *([self.stage] if self.stage else []), f"{kind}{few}", f"seed{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A network whose weights are probed: name, taps, how it saw its data, the file of weights and its SHA-256."""
+
+    network: str
+    taps: Mapping[str, str]
+    seen: Seen
+    weights: Path
+    sha256: str
+
+
+def probe(
+    config: ProbeConfig, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
+) -> dict[str, Any]:
+    """Trains the classifier, or all, and writes a folder into that of the run; gives the result."""
+    if config.data not in data.DATASETS:
+        raise unknown("data set", config.data, data.DATASETS)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    source = probed(config)
+    asked = as_teaching(config, source.seen)
+    lesson = read_lesson(asked, progress)
+    path = config.run / config.title
+    with files.lock(path / "lock", "training in"):
+        resolved = plain_config("probe", replace(config, precision=precision))
+        folder = RunFolder(path, {**resolved, "run": config.run.name, "weights": source.sha256})
+        known = folder.result
+        if known is not None:
+            checkpoint.clear_state(folder.path)
+            progress.note(f"{folder.path} holds this probe already; nothing to do")
+            return known
+        model = with_new_classifier(source, lesson.data.classes, config)
+        fixed = frozenset() if config.whole else fixed_parameters(model, (BODY,), lesson.image_shape)
+        job = make_job(asked, lesson, model, fixed, device, precision)
+        files.write_json(folder.path / "environment.json", environment(device, precision))
+        running = train(job, folder, progress, stop, checkpoint_seconds)
+        digest = checkpoint.save_weights(folder.path / "network.safetensors", model)
+        result = {
+            **summary("probe", config.title, source.network, config.recipe, config.seed, running),
+            "run": config.run.name,
+            "data": config.data,
+            "kind": "whole" if config.whole else "linear",
+            "batchnorm": config.batchnorm,
+            "probed_sha256": source.sha256,
+            "parameters": parameters(model),
+            "weights_sha256": digest,
+        }
+        folder.finish(result, running.rows)
+        checkpoint.clear_state(folder.path)
+        return result
+
+
+def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
+    """The same training in the words of `teach`, from which it differs in its first weights alone."""
+    own = seen.augmentation["name"] == "ResizedCrop"
+    return TeachConfig(
+        data=config.data,
+        network="",
+        recipe=config.recipe,
+        data_folder=config.data_folder,
+        validation=config.validation,
+        few_shot=config.few_shot,
+        views=1,
+        seed=config.seed,
+        image_size=config.image_size or seen.image_shape[2],
+        crop=config.crop or ("resized" if own else "pad"),
+        pad=seen.augmentation.get("pad", 4),
+        batchnorm=config.batchnorm,
+    )
+
+
+def probed(config: ProbeConfig) -> Probed:
+    """The network of a finished run and the weights of the stage that was asked for."""
+    result = finished(config.run)
+    if config.stage:
+        ended = {str(left["stage"]): left for left in result.get("stages", []) if "weights_sha256" in left}
+        if config.stage not in ended:
+            raise unknown("stage that another one follows", config.stage, ended)
+        place, digest = config.run / f"stage-{config.stage}.safetensors", str(ended[config.stage]["weights_sha256"])
+    else:
+        taught = result["command"] == "teach"
+        place = config.run.parent.parent / "teacher.safetensors" if taught else config.run / "student.safetensors"
+        digest = str(result["weights_sha256"])
+    return Probed(result["network"], dict(result["taps"]), Seen.from_plain(result["seen"]), place, digest)
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """The result of a finished run of teach or distill."""
+    if not (run / "result.json").exists():
+        raise UsageError(f"{run} holds no finished run (it has no result.json); name the folder of one")
+    known = {"command": str, "network": str, "weights_sha256": str, "taps": dict, "seen": dict}
+    return files.read_json(run / "result.json", "train it again with this version of kdtool", known)
+
+
+def with_new_classifier(source: Probed, classes: int, config: ProbeConfig) -> nn.Module:
+    """The network with its trained weights, save the classifier, which is new and for so many classes."""
+    trained = checkpoint.load_tensors(source.weights, source.sha256)
+    with seeded(config.seed):
+        model = create(source.network, classes, source.taps)
+        place = f"{head(model)}."
+        if not config.whole:
+            for name, parameter in model.get_submodule(place[:-1]).named_parameters():
+                nn.init.zeros_(parameter) if name == "bias" else nn.init.normal_(parameter, std=SPREAD)
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(place)}
+    body: dict[str, torch.Tensor] = {name: value for name, value in trained.items() if not name.startswith(place)}
+    try:
+        model.load_state_dict({**body, **own})
+    except RuntimeError as error:
+        raise DamageError(f"{source.weights} does not hold the weights of {source.network}: {error}") from error
+    return model

@@ -1,0 +1,216 @@
+"""Training that begins from weights: what is loaded, what stays, which learning rates act; weights as they are."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_up import made_up
+from safetensors.torch import load_file, save_file
+from stopping import StopAfter
+from torch import nn
+
+from kdtool import data, files
+from kdtool.data import Dataset, Part, content_digest
+from kdtool.engine import state
+from kdtool.engine.finetune import fixed_parameters
+from kdtool.engine.optim import Recipe, build_optimizer, recipe
+from kdtool.engine.teach import TeachConfig, first_weights, make_job, read_lesson, teach
+from kdtool.engine.workspace import Workspace
+from kdtool.errors import Stopped, UsageError
+from kdtool.models import create
+from kdtool.progress import Silent, StopRequest
+
+PLAN = replace(recipe("kda"), epochs=2, batch=32, learning_rate=0.05)
+CONFIG = TeachConfig("made_up", "resnet8", PLAN, student="resnet8", views=3, precision="float32")
+
+
+def three_classes(folder: Path) -> Dataset:
+    """The made-up data set without its last class."""
+    whole = made_up(folder)
+    kept = [Part(part.images[part.labels < 3], part.labels[part.labels < 3]) for part in (whole.train, whole.test)]  # type: ignore[index]
+    return replace(
+        whole,
+        name="three",
+        train=kept[0],
+        test=kept[1],
+        classes=3,
+        class_names=("a", "b", "c"),
+        digest=content_digest(*kept),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(data.DATASETS, "made_up", made_up)
+    monkeypatch.setitem(data.DATASETS, "three", three_classes)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights for four classes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data.DATASETS, "made_up", made_up)
+        folder = tmp_path_factory.mktemp("teacher")
+        teach(Workspace(folder), CONFIG, Silent(), StopRequest())
+    return folder / "teacher.safetensors"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "teacher.safetensors")
+
+
+def test_a_classifier_for_other_classes_is_new_and_the_rest_is_loaded(teacher: Path) -> None:
+    config = replace(CONFIG, data="three", initial=str(teacher))
+    model, loaded, _ = first_weights(config, read_lesson(config, Silent()))
+    held = load_file(teacher)
+    assert loaded is not None
+    assert loaded.new == ("fc.weight", "fc.bias")
+    assert loaded.sha256 == files.sha256_file(teacher)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, held[name]) == (name not in loaded.new), name
+
+
+def test_frozen_layers_stay_to_the_bit_and_the_others_move(teacher: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, data="three", initial=str(teacher), freeze=("stage1",))
+    result = teach(Workspace(tmp_path), config, Silent(), StopRequest())
+    held, found = load_file(teacher), weights(tmp_path)
+    for name, value in found.items():
+        frozen = name.startswith(("stem", "stage1"))
+        same = value.shape == held[name].shape and torch.equal(value, held[name])
+        assert same == frozen, name
+    assert result["from"]["sha256"] == files.sha256_file(teacher)
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("eval", False), ("train", True)])
+def test_batchnorms_of_a_frozen_body_follow_the_data_if_asked_to(
+    teacher: Path, tmp_path: Path, mode: str, moves: bool
+) -> None:
+    config = replace(CONFIG, data="three", initial=str(teacher), freeze=("body",), batchnorm=mode)
+    teach(Workspace(tmp_path), config, Silent(), StopRequest())
+    held, found = load_file(teacher), weights(tmp_path)
+    for name, value in found.items():
+        if name.startswith("fc"):
+            continue
+        statistic = "running" in name or "tracked" in name
+        assert torch.equal(value, held[name]) == (not (statistic and moves)), name
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_the_classifier_has_a_learning_rate_of_its_own(teacher: Path, factor: float) -> None:
+    """A step of SGD against one that is written out."""
+    plan = replace(PLAN, schedule="constant", warmup=0.0, momentum=0.0, weight_decay=0.0)
+    config = replace(CONFIG, recipe=plan, initial=str(teacher), head_learning_rate=plan.learning_rate * factor)
+    lesson = read_lesson(config, Silent())
+    model, _, fixed = first_weights(config, lesson)
+    job = make_job(config, lesson, model, fixed, torch.device("cpu"), "float32")
+    before = copy.deepcopy(model.state_dict())
+    optimizer = state.begin(job, 0).optimizer
+    nn.functional.cross_entropy(model(job.train.images.view(np.arange(32), 0)), job.train.labels[:32]).backward()
+    for group in optimizer.param_groups:
+        group["lr"] = plan.learning_rate * group["factor"]
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        rate = plan.learning_rate * (factor if name.startswith("fc") else 1.0)
+        assert parameter.grad is not None
+        assert torch.allclose(parameter, before[name] - rate * parameter.grad, rtol=1e-5, atol=1e-7), name
+
+
+def test_the_schedule_moves_both_learning_rates(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            seen.append([group["lr"] for group in self.param_groups])
+            super().step()
+
+    def watched(plan: Recipe, parameters: object) -> torch.optim.Optimizer:
+        return Watched(parameters, lr=plan.learning_rate, momentum=plan.momentum)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(state, "build_optimizer", watched)
+    config = replace(CONFIG, initial=str(teacher), head_learning_rate=0.5)
+    teach(Workspace(tmp_path), config, Silent(), StopRequest())
+    assert len(seen) == 6
+    assert len({body for body, _ in seen}) > 3
+    for body, head in seen:
+        assert head == pytest.approx(10 * body)
+
+
+def test_fine_tuning_goes_on_where_it_was_stopped(teacher: Path, tmp_path: Path) -> None:
+    plan = Recipe(**{**vars(PLAN), "optimizer": "adam", "learning_rate": 1e-3, "resets": True, "milestones": (0.5,)})
+    config = replace(CONFIG, data="three", recipe=plan, initial=str(teacher), freeze=("stem",), head_learning_rate=1e-2)
+    teach(Workspace(tmp_path / "undisturbed"), config, Silent(), StopRequest())
+    stops = 0
+    while True:
+        try:
+            teach(Workspace(tmp_path / "stopped"), config, Silent(), StopAfter(2), checkpoint_seconds=0)
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= 2
+    for name in ("teacher.safetensors", "teacher.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_weights_are_taken_as_they_are(teacher: Path, tmp_path: Path) -> None:
+    result = teach(Workspace(tmp_path), replace(CONFIG, initial=str(teacher), as_is=True), Silent(), StopRequest())
+    assert {name: value.tolist() for name, value in weights(tmp_path).items()} == {
+        name: value.tolist() for name, value in load_file(teacher).items()
+    }
+    record = files.read_json(teacher.with_suffix(".json"), "")
+    assert result["test_accuracy"]["last"] == record["test_accuracy"]
+    assert files.read_json(tmp_path / "teacher.json", "") == record
+    again = teach(Workspace.open(tmp_path), replace(CONFIG, initial=str(teacher), as_is=True), Silent(), StopRequest())
+    assert again == result
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initial": None, "as_is": True}, "--from names none"),
+        ({"as_is": True, "freeze": ("stem",)}, "trains nothing"),
+        ({"freeze": ("after_fc",)}, "leaves nothing to train"),
+        ({"freeze": ("stage7",)}, "unknown tap 'stage7'"),
+        ({"batchnorm": "off"}, "unknown mode of BatchNorm"),
+        ({"head_learning_rate": 0.0}, "--head-lr is above 0"),
+        ({"initial": "nowhere.pt"}, "there is no file of weights"),
+        ({"network": "resnet14"}, "of another network"),
+        ({"data": "three", "as_is": True}, "the classifier is for other classes"),
+    ],
+)
+def test_what_cannot_be_is_refused(teacher: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    def asked() -> None:
+        config = replace(CONFIG, **{"initial": str(teacher), **changes})  # type: ignore[arg-type]
+        teach(Workspace(tmp_path), config, Silent(), StopRequest())
+
+    with pytest.raises(UsageError, match=message):
+        asked()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tap_freezes_all_that_it_is_computed_from_and_a_path_itself() -> None:
+    model = create("resnet8", 4)
+    every = {name for name, _ in model.named_parameters()}
+    fixed = fixed_parameters(model, ("stage2",), (3, 16, 16))
+    assert fixed == {name for name in every if name.startswith(("stem", "stage1", "stage2"))}
+    fixed = fixed_parameters(model, ("stage2.0.conv1",), (3, 16, 16))
+    assert fixed == {"stage2.0.conv1.weight"}
+    assert fixed_parameters(model, ("body",), (3, 16, 16)) == {name for name in every if not name.startswith("fc")}
+
+
+def test_weights_of_torch_save_begin_too(teacher: Path, tmp_path: Path) -> None:
+    torch.save({"model": {f"module.{name}": value for name, value in load_file(teacher).items()}}, tmp_path / "a.pth")
+    save_file(load_file(teacher), tmp_path / "a.safetensors")
+    found = []
+    for name in ("a.pth", "a.safetensors"):
+        config = replace(CONFIG, initial=str(tmp_path / name))
+        found.append(first_weights(config, read_lesson(config, Silent()))[0].state_dict())
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name])
+
+
+def test_one_group_where_no_rate_differs() -> None:
+    optimizer = build_optimizer(PLAN, [{"params": [nn.Parameter(torch.zeros(1))], "factor": 1.0}])
+    assert [group["factor"] for group in optimizer.param_groups] == [1.0]

@@ -1,0 +1,115 @@
+"""Teachers and students whose code is the user's: named layers, and a network that is no longer what it was."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up import PLAN
+
+from kdtool import imports
+from kdtool.analysis.transfer import GapConfig, transfer
+from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.extract import extract
+from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.engine.teach import TeachConfig, teach
+from kdtool.engine.workspace import Workspace, open_teacher_cache, read_record
+from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.methods import method
+from kdtool.progress import Silent, StopRequest
+
+CODE = """
+from torch import nn
+
+def layer(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+def net(classes):
+    body = nn.Sequential(layer(3, 8), layer(8, WIDTH))
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(DROP), nn.Linear(WIDTH, classes))
+"""
+TAPS = {"stage1": "0.0", "stage2": "0.1"}
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Writes the user's module foreign_net.py into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(width: int = 12, drop: float = 0.0) -> None:
+        sys.modules.pop("foreign_net", None)
+        Path("foreign_net.py").write_text(CODE.replace("WIDTH", str(width)).replace("DROP", str(drop)))
+
+    write()
+    yield write
+    sys.modules.pop("foreign_net", None)
+    imports.FILES.clear()
+
+
+def extracted(workspace: Workspace, **options: object) -> None:
+    asked = ExtractConfig(batch=16, block=32, without=("srm",) if "methods" not in options else (), **options)  # type: ignore[arg-type]
+    extract(workspace.cache, prepare(workspace, asked), Silent(), StopRequest())
+
+
+def taught(folder: Path, **changes: object) -> Workspace:
+    config = TeachConfig(
+        "made_up", "foreign_net:net", PLAN, student="foreign_net:net", views=2, precision="float32", taps=TAPS
+    )
+    teach(Workspace(folder), replace(config, **changes), Silent(), StopRequest())  # type: ignore[arg-type]
+    return Workspace.open(folder)
+
+
+def test_named_layers_go_through_all_commands(write: Write, tmp_path: Path) -> None:
+    workspace = taught(tmp_path / "work")
+    at = method("at")
+    extracted(workspace, methods=(at, method("kda")), students=("foreign_net:net",), taps=TAPS, clean=("before_fc",))
+    cache = open_teacher_cache(workspace.cache)
+    assert cache.identity["teacher"]["taps"] == TAPS
+    assert len(cache.identity["teacher"]["architecture"]) == 64
+    assert cache.layout.tap_shapes == {"stage1": (8, 8, 8), "stage2": (12, 4, 4), "before_fc": (12,), "after_fc": (4,)}
+    config = DistillConfig("foreign_net:net", (at,), PLAN, taps=TAPS)
+    result = distill(workspace, config, Silent(), StopRequest())
+    assert result["taps"] == TAPS
+    gaps = transfer(workspace, GapConfig(workspace.runs / result["name"]), Silent())
+    assert {gap["layer"] for gap in gaps} == {"before_fc", "after_fc"}
+    with pytest.raises(UsageError, match="unknown tap|no map|stage"):
+        distill(workspace, DistillConfig("foreign_net:net", (at,), PLAN), Silent(), StopRequest())
+
+
+def test_what_is_lacking_is_told_with_the_layers(write: Write, tmp_path: Path) -> None:
+    workspace = taught(tmp_path / "work")
+    extracted(workspace)
+    config = DistillConfig("foreign_net:net", (method("at"),), PLAN, taps=TAPS)
+    with pytest.raises(DamageError, match=r"--student foreign_net:net --tap stage1=0\.0 --tap stage2=0\.1"):
+        distill(workspace, config, Silent(), StopRequest())
+
+
+def test_a_network_that_changed_is_not_the_teacher(write: Write, tmp_path: Path) -> None:
+    workspace = taught(tmp_path / "work")
+    extracted(workspace)
+    write(drop=0.5)  # the same names and shapes of weights
+    with pytest.raises(IdentityError, match="foreign_net:net has other layers than when the teacher was trained"):
+        extracted(workspace, views=3)
+    write()
+    extracted(workspace, views=3)
+
+
+def test_other_layers_are_another_cache(write: Write, tmp_path: Path) -> None:
+    workspace = taught(tmp_path / "work")
+    extracted(workspace)
+    other = taught(tmp_path / "other", taps={"stage1": "0.0"})
+    assert read_record(other.teacher).sha256 == read_record(workspace.teacher).sha256
+    with pytest.raises(IdentityError, match=r"teacher\.taps"):
+        extracted(replace(other, settings={**other.settings, "cache": str(workspace.cache)}))
+
+
+def test_a_number_of_classes_that_is_left_out_of_account(write: Write, tmp_path: Path) -> None:
+    Path("foreign_net.py").write_text(
+        CODE.replace("WIDTH", "12").replace("DROP", "0.0").replace(", classes))", ", 7))")
+    )
+    with pytest.raises(UsageError, match="gives 7 numbers for an image of 4 classes"):
+        taught(tmp_path / "work")
+    assert not (tmp_path / "work" / "runs").exists()
