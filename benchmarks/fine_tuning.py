@@ -26,7 +26,7 @@ METHODS = {
     "kda": ["--layer", "before_fc", "--layer", "after_fc"],
     "srm": ["--set", "srm.passes=3"],
 }
-STORED = ["--for", "kd", "--for", "kda", "--set", "kda.layers=before_fc,after_fc", "--for", "srm", "--set", "srm.passes=3"]
+STORED = "--for kd --for kda --for srm --set kda.layers=before_fc,after_fc --set srm.passes=3 --views 4".split()
 
 
 def kdtool(folder: Path, *words: str) -> str:
@@ -75,7 +75,7 @@ def students(work: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
         name = f"{shots}-shot" if shots else "all"
         cache = ["--cache", str(folder / f"{name}.zarr")]
         few = ["--few-shot", str(shots)] if shots else []
-        kdtool(folder, "extract", *cache, *STORED, "--views", "4", *few)
+        kdtool(folder, "extract", *cache, *STORED, *few)
         epochs = asked.epochs * (4 if shots else 1)
         plan = ["--epochs", str(epochs), "--batch", "64" if not shots else "32", "--learning-rate", "0.05"]
         for method, words in METHODS.items():

@@ -75,7 +75,7 @@ def test_named_layers_go_through_all_commands(write: Write, tmp_path: Path) -> N
     assert result["taps"] == TAPS
     gaps = transfer(workspace, GapConfig(workspace.runs / result["name"]), Silent())
     assert {gap["layer"] for gap in gaps} == {"before_fc", "after_fc"}
-    with pytest.raises(UsageError, match="unknown tap|no map|stage"):
+    with pytest.raises(UsageError, match=r"unknown tap|no map|stage"):
         distill(workspace, DistillConfig("foreign_net:net", (at,), PLAN), Silent(), StopRequest())
 
 

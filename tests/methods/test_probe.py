@@ -268,8 +268,8 @@ def test_the_step_between_stages_is_told_and_kept(
         with suppress(Stopped):
             result = distill(workspace, config, told, StopAfter(3))
     kept = {row["stage"]: row.pop("weights_sha256", None) for row in result["stages"]}
-    for stage in ("dictionary", "relation"):
-        assert kept[stage] == files.sha256_file(workspace.runs / "run" / f"stage-{stage}.safetensors")
+    for name in ("dictionary", "relation"):
+        assert kept[name] == files.sha256_file(workspace.runs / "run" / f"stage-{name}.safetensors")
     assert kept["main"] is None
     assert result["stages"] == [
         {"stage": "dictionary", "epochs": 2, "kept_epoch": 1, "validation_loss": 2.5, "discard": True},
