@@ -26,20 +26,8 @@ METHODS = {
     "kda": ["--layer", "before_fc", "--layer", "after_fc"],
     "srm": ["--set", "srm.passes=3"],
 }
-STORED = [
-    "--for",
-    "kd",
-    "--for",
-    "kda",
-    "--for",
-    "srm",
-    "--set",
-    "kda.layers=before_fc,after_fc",
-    "--set",
-    "srm.passes=3",
-    "--views",
-    "4",
-]
+LAYERS = ["--set", "kda.layers=before_fc,after_fc"]
+STORED = ["--for", "kd", "--for", "kda", *LAYERS, "--for", "srm", "--set", "srm.passes=3", "--views", "4"]
 
 
 def kdtool(folder: Path, *words: str) -> str:

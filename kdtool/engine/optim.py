@@ -58,6 +58,17 @@ class Recipe:
             raise UsageError("nesterov needs a momentum above 0")
 
 
+_SRM = Recipe(
+    epochs=200,
+    batch=128,
+    optimizer="adam",
+    learning_rate=1e-3,
+    weight_decay=1e-4,
+    schedule="step",
+    warmup=0.0,
+    milestones=(30 / 200, 130 / 200),
+    resets=True,
+)
 _STEPS = {"warmup": 0.0, "schedule": "step", "milestones": (150 / 240, 180 / 240, 210 / 240)}
 
 # Sources: methods.md of the design; KDA's official code, RepDistiller, ICD's code, SRM's code (KD step). Of the linear
@@ -67,33 +78,13 @@ RECIPES: dict[str, Recipe] = {
     "kda": Recipe(),
     "crd": replace(Recipe(epochs=240, batch=64, learning_rate=0.05), **_STEPS),  # type: ignore[arg-type]
     "icd": replace(Recipe(epochs=240, batch=64, learning_rate=0.05, drop_last=True), **_STEPS),  # type: ignore[arg-type]
-    "srm": Recipe(
-        epochs=200,
-        batch=128,
-        optimizer="adam",
-        learning_rate=1e-3,
-        weight_decay=1e-4,
-        schedule="step",
-        warmup=0.0,
-        milestones=(30 / 200, 130 / 200),
-        resets=True,
-    ),
+    "srm": _SRM,
     "probe-icd": Recipe(epochs=100, batch=64, learning_rate=0.05, schedule="constant", warmup=0.0),
     "probe-crd": replace(
         Recipe(epochs=120, batch=64, learning_rate=0.05),
         **{**_STEPS, "milestones": (30 / 120, 60 / 120, 90 / 120)},  # type: ignore[arg-type]
     ),
-    "probe-srm": Recipe(
-        epochs=40,
-        batch=128,
-        optimizer="adam",
-        learning_rate=1e-3,
-        weight_decay=1e-4,
-        schedule="step",
-        warmup=0.0,
-        milestones=(10 / 40, 30 / 40),
-        resets=True,
-    ),
+    "probe-srm": replace(_SRM, epochs=40, milestones=(10 / 40, 30 / 40)),
 }
 
 
