@@ -129,7 +129,7 @@ def probe(
 
     Example: kdtool analyze probe --data stl10 --data-folder data
     """
-    values = o.Values("probe", config, (*PROBE, "recipe"))
+    values = o.Values("probe", config, (*PROBE, "recipe", "run", "weights"))
     chosen = values.get("data", data, None, str)
     if chosen is None:
         from kdtool.data import DATASETS
@@ -141,8 +141,9 @@ def probe(
     from kdtool.progress import stoppable
 
     workspace = o.open_workspace(folder, cache)
+    named = values.get("run", None, None, str)
     asked = ProbeConfig(
-        run=run or newest_run(workspace),
+        run=run or (workspace.runs / named if named else newest_run(workspace)),
         data=chosen,
         recipe=values.recipe(
             recipe or (None if "recipe" in values.table else "probe-icd"),

@@ -12,6 +12,7 @@ from stopping import StopAfter
 
 from kdtool import data, files
 from kdtool.analysis.probe import SPREAD, ProbeConfig, as_teaching, probe, probed, with_new_classifier
+from kdtool.cli.main import run as command
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.optim import learning_rate, milestone_epochs, recipe
@@ -174,3 +175,15 @@ def test_what_cannot_be_probed_is_refused(workspace: Workspace, tmp_path: Path) 
     wrong = replace(source, network="resnet14")
     with pytest.raises(DamageError, match="does not hold the weights of resnet14"):
         with_new_classifier(wrong, 3, asked(workspace))
+
+
+def test_its_configuration_makes_it_again(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    result, _ = run(asked(workspace, "srm", stage="pretrain", seed=7))
+    place = workspace.runs / "srm" / str(result["name"])
+    (place / "config.toml").rename(workspace.folder / "probe.toml")
+    place.rename(workspace.folder / "before")
+    line = ["analyze", "probe", "--config", str(workspace.folder / "probe.toml"), "--folder", str(workspace.folder)]
+    assert command([*line, "--quiet"]) == 0
+    assert "resnet8 of srm on other (linear)" in capsys.readouterr().out
+    again = files.read_json(place / "result.json", "")
+    assert again["weights_sha256"] == result["weights_sha256"]
