@@ -19,7 +19,7 @@ from kdtool import files
 PLACE = Path(__file__).parents[1] / "docs" / "results"
 TEACHER, STUDENT = "wrn_16_2", "wrn_16_1"
 FAST = ["--precision", "bfloat16"]
-SHOTS = (None, 10, 5)  # photographs of each class; None: all
+SHOTS = (None, 10)  # photographs of each class; None: all
 METHODS = {
     "none": [],
     "kd": [],
