@@ -47,7 +47,7 @@ def check(
     folder = data_folder or DEFAULT_FOLDER
     try:
         with Shown(quiet) as shown:
-            found = load(name, folder, shown)
+            found = load(name, folder, shown, fresh=True)
     except WrongPicturesError as error:
         if json:
             print_json({"name": name, "wrong": [{"file": file, "finding": what} for file, what in error.wrong]})

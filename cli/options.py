@@ -103,6 +103,8 @@ class Values:
             raise UsageError(f"--{name} is three numbers in units of pixel / 255, as in --{name} 0.485,0.456,0.406")
         if name == "std" and min(value) <= 0:
             raise UsageError(f"--std is three numbers above 0, not {', '.join(map(str, value))}")
+        if max(value) > 1 or min(value) < 0:
+            raise UsageError(f"--{name} is in units of pixel / 255, from 0 to 1, not {', '.join(map(str, value))}")
         red, green, blue = value
         return red, green, blue
 

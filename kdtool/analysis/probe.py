@@ -9,7 +9,7 @@ them. `whole` trains everything, which is SRM's "whole network update" (arXiv 21
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,15 @@ from torch import nn
 from kdtool import data, files
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
-from kdtool.engine.finetune import BODY, fixed_parameters
+from kdtool.engine.finetune import BODY, classifier, fixed_parameters
 from kdtool.engine.job import seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
-from kdtool.engine.teach import TeachConfig, make_job, plain_config, read_lesson, summary
+from kdtool.engine.teach import TeachConfig, basis, check_basis, make_job, plain_config, read_lesson, summary
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen
 from kdtool.errors import DamageError, UsageError, unknown
 from kdtool.models import create, parameters
-from kdtool.models.heads import head
 from kdtool.progress import Progress, StopRequest
 
 SPREAD = 0.01  # standard deviation of the first weights of a linear probe
@@ -58,12 +57,18 @@ class ProbeConfig:
     device: str = "auto"
     precision: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.whole and self.batchnorm != "train":
+            raise UsageError("--whole trains the whole network, so --batchnorm does not apply")
+
     @property
     def title(self) -> str:
-        """The name of the probe's folder."""
+        """The name of the probe's folder; it ends in a digest of all that was asked for."""
         kind = "whole" if self.whole else f"linear-{self.batchnorm}"
         few = f"-{self.few_shot}shot" if self.few_shot else ""
-        return "-".join(["probe", self.data, *([self.stage] if self.stage else []), f"{kind}{few}", f"seed{self.seed}"])
+        asked = {name: value for name, value in asdict(self).items() if name not in ("run", "device", "precision")}
+        named = ["probe", self.data, *([self.stage] if self.stage else []), f"{kind}{few}", f"seed{self.seed}"]
+        return "-".join([*named, files.digest(asked)[:6]])
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Probed:
     seen: Seen
     weights: Path
     sha256: str
+    seed: int
 
 
 def probe(
@@ -92,6 +98,7 @@ def probe(
     with files.lock(path / "lock", "training in"):
         resolved = plain_config("probe", replace(config, precision=precision))
         folder = RunFolder(path, {**resolved, "run": config.run.name, "weights": source.sha256})
+        check_basis(folder, basis(lesson, None))
         known = folder.result
         if known is not None:
             checkpoint.clear_state(folder.path)
@@ -133,7 +140,8 @@ def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
         image_size=config.image_size or seen.image_shape[2],
         crop=config.crop or ("resized" if own else "pad"),
         pad=seen.augmentation.get("pad", 4),
-        batchnorm=config.batchnorm,
+        freeze=() if config.whole else (BODY,),
+        batchnorm="eval" if config.whole else config.batchnorm,
     )
 
 
@@ -149,26 +157,31 @@ def probed(config: ProbeConfig) -> Probed:
         taught = result["command"] == "teach"
         place = config.run.parent.parent / "teacher.safetensors" if taught else config.run / "student.safetensors"
         digest = str(result["weights_sha256"])
-    return Probed(result["network"], dict(result["taps"]), Seen.from_plain(result["seen"]), place, digest)
+    return Probed(
+        result["network"], dict(result["taps"]), Seen.from_plain(result["seen"]), place, digest, result["seed"]
+    )
 
 
 def finished(run: Path) -> dict[str, Any]:
     """The result of a finished run of teach or distill."""
     if not (run / "result.json").exists():
         raise UsageError(f"{run} holds no finished run (it has no result.json); name the folder of one")
-    known = {"command": str, "network": str, "weights_sha256": str, "taps": dict, "seen": dict}
+    known = {"command": str, "network": str, "weights_sha256": str, "taps": dict, "seen": dict, "seed": int}
     return files.read_json(run / "result.json", "train it again with this version of kdtool", known)
 
 
 def with_new_classifier(source: Probed, classes: int, config: ProbeConfig) -> nn.Module:
     """The network with its trained weights, save the classifier, which is new and for so many classes."""
     trained = checkpoint.load_tensors(source.weights, source.sha256)
-    with seeded(config.seed):
+    with seeded(source.seed):
         model = create(source.network, classes, source.taps)
-        place = f"{head(model)}."
-        if not config.whole:
-            for name, parameter in model.get_submodule(place[:-1]).named_parameters():
+    place = f"{classifier(model, source.seen.image_shape)}."
+    with seeded(config.seed):
+        fresh = create(source.network, classes, source.taps).get_submodule(place[:-1])
+        for name, parameter in fresh.named_parameters():
+            if not config.whole:
                 nn.init.zeros_(parameter) if name == "bias" else nn.init.normal_(parameter, std=SPREAD)
+    model.get_submodule(place[:-1]).load_state_dict(fresh.state_dict())
     own = {name: value for name, value in model.state_dict().items() if name.startswith(place)}
     body: dict[str, torch.Tensor] = {name: value for name, value in trained.items() if not name.startswith(place)}
     try:

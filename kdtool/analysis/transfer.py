@@ -24,7 +24,7 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import check_teacher, data_of, seen_by
 from kdtool.engine.evaluate import vectors
-from kdtool.engine.job import Labelled
+from kdtool.engine.job import Labelled, seeded
 from kdtool.engine.lacking import extract_command
 from kdtool.engine.workspace import Workspace, labelled, open_teacher_cache, read_record, read_teacher
 from kdtool.errors import DamageError, UsageError
@@ -69,7 +69,8 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
         raise UsageError(f"--part {config.part}: the cache has {', '.join(held)}")
     result, known = read_result(config.run), read_gaps(config.run)
     device = choose_device(config.device)
-    student = create(result["network"], cache.layout.classes, result.get("taps", {}))
+    with seeded(int(result.get("seed", 0))):
+        student = create(result["network"], cache.layout.classes, result.get("taps", {}))
     shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
     taps = [known_layer(layer, shapes, cache.layout.tap_shapes) for layer in config.layers]
     images = part_images(workspace, cache, config, device, progress)

@@ -44,8 +44,10 @@ DATASETS: dict[str, Callable[[Path], Dataset | Listing]] = {
 }
 
 
-def load(name: str, folder: Path | None = None, progress: Progress | None = None) -> Dataset:
+def load(name: str, folder: Path | None = None, progress: Progress | None = None, fresh: bool = False) -> Dataset:
     """The data set `name`, read from `folder` (default: `data` in the current folder; digits needs none).
+
+    fresh: look at every picture again, whatever was seen of it before.
 
     Raises UsageError for an unknown name, a missing or unreadable file or a missing optional package, DamageError
     for a file whose content is not what its format says.
@@ -56,4 +58,4 @@ def load(name: str, folder: Path | None = None, progress: Progress | None = None
         found = DATASETS[name](DEFAULT_FOLDER if folder is None else folder)
     except OSError as error:
         raise UsageError(f"cannot read the data set {name!r}: {error.strerror}: {error.filename}") from error
-    return examined(found, progress or Silent()) if isinstance(found, Listing) else found
+    return examined(found, progress or Silent(), fresh) if isinstance(found, Listing) else found

@@ -16,21 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtool import files
-from kdtool.data.pictures import FINDINGS, FINE, UNREADABLE, Seen, decoder, examine
+from kdtool.data.pictures import FINDINGS, FINE, UNREADABLE, Seen, decoder, examine, stamp
 from kdtool.data.workers import in_order, workers
 from kdtool.errors import KdtoolError
 from kdtool.progress import Progress
 
 TOGETHER = 16  # files that a thread examines at a time
 UNSEEN = 255  # the finding of a file that has not been looked at
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
     """One row for each file.
 
-    stamps (n, 2): bytes and time of the last change in nanoseconds. sizes (n, 2): height and width. digests (n, 32):
+    stamps (n, 3): what `pictures.stamp` gives. sizes (n, 2): height and width. digests (n, 32):
     SHA-256. findings (n,): numbers of `pictures.FINDINGS`, 0 for a file that is fine.
     """
 
@@ -40,12 +40,13 @@ class Look:
     findings: npt.NDArray[np.uint8]
 
 
-def look(root: Path, names: Sequence[str], progress: Progress) -> Look:
-    """What the files below `root` are; those that have not changed since the last look are not opened."""
+def look(root: Path, names: Sequence[str], progress: Progress, fresh: bool = False) -> Look:
+    """What the files below `root` are; unless `fresh`, those that are as they were at the last look are not opened."""
     place = _place(root)
     table = _empty(len(names))
-    table.stamps[:] = np.array([_stamp(root / name) for name in names], np.int64).reshape(-1, 2)
-    _take_known(table, names, *_read(place))
+    table.stamps[:] = np.array([stamp(root / name) for name in names], np.int64).reshape(-1, 3)
+    if not fresh:
+        _take_known(table, names, *_read(place))
     todo = np.flatnonzero(table.findings == UNSEEN).tolist()
     if todo:
         try:
@@ -57,19 +58,11 @@ def look(root: Path, names: Sequence[str], progress: Progress) -> Look:
 
 def _empty(count: int) -> Look:
     return Look(
-        stamps=np.zeros((count, 2), np.int64),
+        stamps=np.zeros((count, 3), np.int64),
         sizes=np.zeros((count, 2), np.int64),
         digests=np.zeros((count, 32), np.uint8),
         findings=np.full(count, UNSEEN, np.uint8),
     )
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 
 def _take_known(table: Look, names: Sequence[str], old_names: Sequence[str], old: Look) -> None:

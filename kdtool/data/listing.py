@@ -59,10 +59,13 @@ class WrongPicturesError(DamageError):
         self.wrong = wrong
 
 
-def examined(listing: Listing, progress: Progress) -> Dataset:
-    """The data set. DamageError, with the files and what is wrong with each, where some cannot be taken."""
+def examined(listing: Listing, progress: Progress, fresh: bool = False) -> Dataset:
+    """The data set. DamageError, with the files and what is wrong with each, where some cannot be taken.
+
+    fresh: look at every file again, whatever was seen before.
+    """
     names = [*listing.train.names, *listing.test.names]
-    seen = index.look(listing.root, names, progress)
+    seen = index.look(listing.root, names, progress, fresh)
     wrong = [row for row in np.flatnonzero(seen.findings) if int(seen.findings[row]) not in listing.accepted]
     if wrong:
         raise _refused(listing, [(names[row], FINDINGS[int(seen.findings[row])]) for row in wrong])
@@ -72,7 +75,7 @@ def examined(listing: Listing, progress: Progress) -> Dataset:
             f"{listing.root / odd} is not {listing.width} pixels high and wide as all pictures of {listing.name} are; "
             "unpack the published archive again"
         )
-    both = Pictures(listing.root, names, seen.sizes, seen.digests).parts(
+    both = Pictures(listing.root, names, seen.sizes, seen.digests, seen.stamps).parts(
         len(listing.train.names), len(listing.test.names)
     )
     train, test = (Part(p, files.labels) for p, files in zip(both, (listing.train, listing.test), strict=True))

@@ -74,12 +74,16 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Files below `root`; sizes (n, 2) height and width, digests (n, 32) uint8, the SHA-256 of each file."""
+    """Files below `root`; sizes (n, 2) height and width, digests (n, 32) uint8, the SHA-256 of each file.
+
+    stamps (n, 3): what `stamp` gave of each when it was examined.
+    """
 
     root: Path
     names: Sequence[str]
     sizes: npt.NDArray[np.int64]
     digests: npt.NDArray[np.uint8]
+    stamps: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,7 +95,7 @@ class Pictures:
             picture = rgb(path.read_bytes())
         except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like
             raise DamageError(f"{path} cannot be read any more ({type(error).__name__}: {error}); restore it") from None
-        if picture.size != tuple(self.sizes[row, ::-1]):
+        if stamp(path)[:2] != tuple(self.stamps[row, :2]):
             raise DamageError(f"{path} has changed since it was examined; run the same command again")
         return picture
 
@@ -99,9 +103,18 @@ class Pictures:
         """The first so many pictures, the following ones and so on."""
         cuts = np.cumsum((0, *counts))
         return [
-            Pictures(self.root, self.names[start:stop], self.sizes[start:stop], self.digests[start:stop])
-            for start, stop in itertools.pairwise(cuts)
+            Pictures(self.root, self.names[i:j], self.sizes[i:j], self.digests[i:j], self.stamps[i:j])
+            for i, j in itertools.pairwise(cuts)
         ]
+
+
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Bytes, and in nanoseconds when the content and when anything else changed; -1 for a file that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1, -1
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def picture(images: "npt.NDArray[np.uint8] | Pictures", row: int) -> "Image":

@@ -51,6 +51,8 @@ def rule_for(
         raise UsageError(
             f"--crop pad holds all images of {data.name} in one size, and theirs differ; name it, as in --image-size 32"
         )
+    if pad > min(shape[1:]) // 2:
+        raise UsageError(f"--pad {pad} is more than half of the images' {min(shape[1:])} pixels")
     return Augmentation(pad=pad, flip=data.flip, seed=seed), shape
 
 

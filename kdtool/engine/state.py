@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtool.engine import checkpoint
+from kdtool.engine.finetune import idle_modules
 from kdtool.engine.job import Job, seeded, stage_recipe
 from kdtool.engine.optim import Recipe, build_optimizer
 from kdtool.engine.runs import Row, RunFolder
@@ -70,13 +71,15 @@ def fresh_optimizer(job: Job, plan: Recipe, adapters: nn.Module) -> torch.optim.
 
 
 def freeze(job: Job, stage: Stage) -> list[nn.Module]:
-    """Lets train what the stage trains of the student; gives the modules with parameters none of which trains."""
+    """Lets train what the stage trains of the student; gives the modules that do not train."""
     shape = job.train.images.image_shape
     names = None if stage.trains is None else parameters_behind(job.student, stage.trains, shape)
     for name, parameter in job.student.named_parameters():
         parameter.requires_grad_(name not in job.fixed and (names is None or name in names))
+    idle = idle_modules(job.student, shape) if job.fixed else []
     owned = [(module, list(module.parameters())) for module in job.student.modules()]
-    return [module for module, parameters in owned if parameters and not any(p.requires_grad for p in parameters)]
+    kept = [module for module, parameters in owned if parameters and not any(p.requires_grad for p in parameters)]
+    return [*kept, *idle]
 
 
 def train_mode(job: Job, running: Running) -> None:

@@ -21,7 +21,7 @@ from kdtool.data.splits import Split, make_split
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.evaluate import accuracy
-from kdtool.engine.finetune import fixed_parameters
+from kdtool.engine.finetune import classifier, fixed_parameters
 from kdtool.engine.job import Job, Labelled, check_schedule, check_seed, seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
@@ -32,13 +32,13 @@ from kdtool.engine.workspace import (
     DEFAULT_VIEWS,
     TeacherRecord,
     Workspace,
+    answer,
     architecture,
     labelled,
     write_teacher,
 )
-from kdtool.errors import UsageError, unknown
+from kdtool.errors import IdentityError, UsageError, unknown
 from kdtool.models import check_name, check_output, create, parameters
-from kdtool.models.heads import head
 from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import Stage
@@ -86,6 +86,8 @@ class TeachConfig:
             raise UsageError(f"--views is at least 1, not {self.views}")
         if self.batchnorm not in ("eval", "train"):
             raise unknown("mode of BatchNorm", self.batchnorm, ("eval", "train"))
+        if self.batchnorm == "train" and not self.freeze:
+            raise UsageError("--batchnorm train is about what --freeze keeps, and nothing is kept")
         if self.head_learning_rate is not None and not 0 < self.head_learning_rate < math.inf:
             raise UsageError(f"--head-lr is above 0 and finite, not {self.head_learning_rate}")
         if self.as_is and not self.initial:
@@ -149,6 +151,7 @@ def teach(
     )  # what does not fit is refused before anything is written
     with files.lock(path / "lock", "training in"):
         folder = RunFolder(path, plain_config("teach", replace(config, precision=precision)))
+        check_basis(folder, basis(lesson, config.initial))
         known = folder.result
         if known is not None and workspace.teacher.exists() and workspace.settings:
             checkpoint.clear_state(folder.path)
@@ -160,7 +163,7 @@ def teach(
         job = make_job(config, lesson, model, fixed, device, precision)
         files.write_json(folder.path / "environment.json", environment(device, precision))
         running = as_it_is(job) if config.as_is else train(job, folder, progress, stop, checkpoint_seconds)
-        record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model, running))
+        record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model.cpu(), running))
         workspace.write(defaults(workspace, config, record))
         result = {
             **summary("teach", "teacher", config.network, config.recipe, config.seed, running),
@@ -177,6 +180,33 @@ def teach(
         folder.finish(result, running.rows)
         checkpoint.clear_state(folder.path)
         return result
+
+
+def basis(lesson: Lesson, initial: str | None) -> dict[str, Any]:
+    """What a training is made of beside its configuration: digests of data, split and first weights."""
+    weights = files.sha256_file(Path(initial)) if initial and Path(initial).is_file() else None
+    return {"data": lesson.data.digest, "split": lesson.split.digest, "initial": weights}
+
+
+def check_basis(folder: RunFolder, found: Mapping[str, Any]) -> None:
+    """Refuses to go on with a run, or to give the result of one, that was made of something else.
+
+    A file of first weights that is gone is no other one.
+    """
+    path, repair = folder.path / "basis.json", f"remove {folder.path} and run again"
+    if not folder.begun:
+        files.write_json(path, dict(found))
+        return
+    held = files.read_json(path, repair, {"data": str, "split": str}) if path.exists() else {}
+    for name, value in found.items():
+        if value is not None and held.get(name) != value:
+            raise IdentityError(
+                f"{folder.path} holds a run with another {WORDS[name]} (SHA-256 {str(held.get(name))[:12]} there, "
+                f"{value[:12]} here); {repair}, or name another folder"
+            )
+
+
+WORDS = {"data": "content of the data set", "split": "split", "initial": "file of first weights"}
 
 
 def first_weights(config: TeachConfig, lesson: Lesson) -> tuple[nn.Module, Loaded | None, frozenset[str]]:
@@ -216,7 +246,7 @@ def make_job(
         precision=precision,
         fixed=fixed,
         moving=config.batchnorm == "train",
-        head=head(model) if rate else "",
+        head=classifier(model, lesson.image_shape) if rate else "",
         head_factor=rate / config.recipe.learning_rate if rate else 1.0,
     )
 
@@ -234,6 +264,8 @@ def about(config: TeachConfig, lesson: Lesson, model: nn.Module, running: Runnin
         "augmentation": lesson.rule.rule(),
         "taps": dict(config.taps),
         "architecture": architecture(config.network, model),
+        "seed": config.seed,
+        "answer": answer(model, lesson.image_shape),
         "test_accuracy": running.rows[-1]["test_accuracy"],
     }
 

@@ -47,6 +47,11 @@ def train(
     job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
 ) -> Running:
     """Runs all stages, from the state in `folder` where there is one; the job's student holds the result."""
+    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+        return _train(job, folder, progress, stop, checkpoint_seconds)
+
+
+def _train(job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float) -> Running:
     check_schedule(job.stages, job.bound, job.recipe, len(job.train.labels))
     running = resume(job, folder) or begin(job, 0)
     if running.epoch or running.done:
@@ -122,6 +127,7 @@ def step(
     indices = torch.from_numpy(positions).to(job.device)
     batch = Batch(indices, job.train.labels[indices], view, stage.name, running.epoch, number, running.generator)
     pixels = next(images)
+    reseed(job, running.stage, number)
     bounds = _active(job, stage)
     cached = job.source.read(batch) if job.source and bounds else {}
     loaded = time.perf_counter()
@@ -139,6 +145,14 @@ def step(
         _add(running, "right", (logits.argmax(1) == batch.labels).float().mean(), len(indices))
     running.seconds["data"] += loaded - begun
     running.seconds["train"] += time.perf_counter() - loaded
+
+
+def reseed(job: Job, stage: int, step: int) -> None:
+    """Seeds torch's global generators by the run's seed and the step: layers such as dropout draw from them."""
+    seed = ((job.seed * 1_000_003 + stage) * 2**24 + step) % 2**63
+    torch.default_generator.manual_seed(seed)
+    if job.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _losses(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from kdtool.data.dataset import NO_LABEL, Rows
 from kdtool.data.images import Rule, images_of
 from kdtool.data.preparation import at_size, rule_from
 from kdtool.engine import checkpoint
-from kdtool.engine.job import Labelled
+from kdtool.engine.job import Labelled, seeded
 from kdtool.engine.runs import read_toml, toml
 from kdtool.errors import DamageError, IdentityError, UsageError, unknown
 from kdtool.models import create
@@ -30,6 +31,8 @@ from kdtool.progress import Progress
 
 DEFAULT_STUDENT = "resnet18"
 DEFAULT_VIEWS = 8
+LOGITS = 16  # that a teacher's record keeps
+ANSWERED = 1e-2  # of the largest of them: what may lie between two machines
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class TeacherRecord:
     """What is known of a teacher beside its weights: the content of teacher.json.
 
     taps: those that the user named, beside the network's own. architecture: digest of the layers of a network that is
-    not ours, whose code may change under its name; empty for ours.
+    not ours, whose code may change under its name; empty for ours. seed: under which the network was made, for what its
+    code draws and keeps beside the weights. answer: its first logits for a fixed image.
     """
 
     network: str
@@ -120,6 +124,8 @@ class TeacherRecord:
     augmentation: dict[str, Any]
     taps: dict[str, str]
     architecture: str
+    seed: int
+    answer: tuple[float, ...]
     split_digest: str
     test_accuracy: float
 
@@ -168,9 +174,9 @@ class Seen:
 
 _RECORD: dict[str, type] = {
     **dict.fromkeys(("network", "architecture", "sha256", "data", "data_digest", "split_digest"), str),
-    **dict.fromkeys(("image_shape", "mean", "std"), list),
+    **dict.fromkeys(("image_shape", "mean", "std", "answer"), list),
     **dict.fromkeys(("augmentation", "taps"), dict),
-    "classes": int,
+    **dict.fromkeys(("classes", "seed"), int),
     "test_accuracy": float,
 }
 
@@ -235,7 +241,7 @@ def read_record(path: Path) -> TeacherRecord:
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in plain.items()}
     threes = (values["image_shape"], values["mean"], values["std"])
     check_rule(plain["augmentation"], str(place), "train the teacher again with `kdtool teach`")
-    numbers = all(type(item) in (int, float) for three in threes for item in three)
+    numbers = all(type(item) in (int, float) for row in (*threes, values["answer"]) for item in row)
     if values.keys() != _RECORD.keys() or not numbers or any(len(three) != 3 for three in threes):
         raise DamageError(
             f"{place} is the record of another version of kdtool; train the teacher again with `kdtool teach`"
@@ -244,20 +250,36 @@ def read_record(path: Path) -> TeacherRecord:
 
 
 def read_teacher(path: Path, record: TeacherRecord, device: torch.device) -> nn.Module:
-    """The teacher's network with its weights, in eval mode. IdentityError where its layers are not those of then."""
-    model = create(record.network, record.classes, record.taps)
+    """The teacher's network with its weights, in eval mode.
+
+    IdentityError where its layers are not those of then, or where it says something else of the same image: the code
+    of a network that is not ours may have changed.
+    """
+    with seeded(record.seed):
+        model = create(record.network, record.classes, record.taps)
+    repair = "restore that version of it, or train the teacher again with `kdtool teach`"
     if architecture(record.network, model) != record.architecture:
-        raise IdentityError(
-            f"{record.network} has other layers than when the teacher was trained; restore that version of it, or "
-            "train the teacher again with `kdtool teach`"
-        )
+        raise IdentityError(f"{record.network} has other layers than when the teacher was trained; {repair}")
     checkpoint.load_weights(path, model, record.sha256)
+    found, held = np.array(answer(model, record.image_shape)), np.array(record.answer)
+    if found.shape != held.shape or not np.allclose(found, held, rtol=0, atol=ANSWERED * max(1.0, np.abs(held).max())):
+        raise IdentityError(f"{record.network} computes something else than when the teacher was trained; {repair}")
     return model.to(device).eval()
 
 
 def architecture(network: str, model: nn.Module) -> str:
     """A digest of the layers, in their order and with their sizes, of a network that is not ours; empty for ours."""
     return files.sha256(repr(model).encode()) if ":" in network else ""
+
+
+@torch.no_grad()
+def answer(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """The first logits that a network on the CPU gives, in eval mode, for an image that is the same everywhere."""
+    image = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *image_shape)).astype(np.float32))
+    training = model.training
+    logits = model.eval()(image)
+    model.train(training)
+    return tuple(float(value) for value in logits.flatten()[:LOGITS])
 
 
 def read_split(path: Path, record: TeacherRecord) -> splits.Split:

@@ -42,6 +42,9 @@ def create(reference: str, classes: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UsageError(f"network {reference}: it gave {_a(model)}; an nn.Module is expected")
     out_of_place(model)
+    lazy = [name for name, value in model.named_parameters() if isinstance(value, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise UsageError(f"network {reference}: {lazy[0]} has no size before the first image; give the layer its sizes")
     taps = getattr(model, "taps", None)
     if not isinstance(taps, Mapping):
         return with_taps(model, before_head(model))

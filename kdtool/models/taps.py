@@ -171,6 +171,8 @@ def parameters_behind(model: nn.Module, names: Sequence[str], image_shape: tuple
     with TapReader(model, names, call=run) as read, _undisturbed(model, weight.device), torch.enable_grad():
         _, taps = read(image)
         total = torch.stack([tap.sum() for tap in taps.values()]).sum()
+    if not total.requires_grad:  # nothing trains that they are computed from
+        return set()
     found: Sequence[torch.Tensor | None] = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {name for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
 

@@ -25,6 +25,7 @@ from kdtool.models.heads import head
 SAFETENSORS = (".safetensors",)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 INSIDE = ("state_dict", "model", "model_state_dict", "net", "ema")  # keys under which checkpoints keep the tensors
+PREFIXES = ("model.", "module.", "_orig_mod.")  # before the names of tensors
 DEPTH = 4  # of such keys in each other
 UNWRITTEN = "num_batches_tracked"  # old files do not have it, and nothing but a cumulative average reads it
 NAMED = 3  # tensors in a message
@@ -150,8 +151,11 @@ def _inner(value: Any) -> Tensors:
 
 
 def _plain(name: str, wanted: Tensors) -> str:
-    """A tensor's name without what DataParallel puts before it."""
-    return name if name in wanted else name.removeprefix("module.")
+    """A tensor's name without what DataParallel, torch.compile and training programs put before it."""
+    for prefix in PREFIXES:
+        if name not in wanted:
+            name = name.removeprefix(prefix)
+    return name
 
 
 def _classifier(model: nn.Module) -> str:
@@ -187,6 +191,9 @@ def _check(path: Path, found: Tensors, wanted: Tensors, optional: tuple[str, ...
     odd = [name for name in both if not _is_array(found[name])]
     if odd:
         raise DamageError(f"{path}: {_some(odd)} is no plain array of real numbers; save it again as safetensors")
+    bad = [name for name in both if found[name].is_floating_point() and not bool(torch.isfinite(found[name]).all())]
+    if bad:
+        raise DamageError(f"{path}: {_some(bad)} holds infinite or NaN values; take the weights of an earlier epoch")
 
 
 def _is_array(value: torch.Tensor) -> bool:

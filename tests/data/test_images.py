@@ -1,6 +1,8 @@
 """Streamed pictures against one that are decoded one by one; sizes and memory of a data set that is prepared."""
 
+import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from kdtool.data import images as module
 from kdtool.data.augment import Augmentation, normalise
 from kdtool.data.dataset import Dataset, Part, Pixels, Rows, content_digest
 from kdtool.data.images import Resident, Streamed, images_of
-from kdtool.data.pictures import Pictures, decoder
+from kdtool.data.pictures import Pictures, decoder, stamp
 from kdtool.data.preparation import all_views, at_size, check_views, rule_for, rule_from
 from kdtool.data.resized_crop import ResizedCrop
 from kdtool.errors import DamageError, UsageError
@@ -33,7 +35,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     names = [f"{row}.png" for row in range(30)]
     for name, (height, width) in zip(names, sizes, strict=True):
         Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
-    return Pictures(folder, names, sizes, np.zeros((30, 32), np.uint8))
+    stamps = np.array([stamp(folder / name) for name in names])
+    return Pictures(folder, names, sizes, np.zeros((30, 32), np.uint8), stamps)
 
 
 def naive(pictures: Pictures, row: int, view: int) -> torch.Tensor:
@@ -84,7 +87,7 @@ def test_what_waits_is_bounded(pictures: Pictures, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_picture_that_is_gone_or_another_one_is_damage(pictures: Pictures, tmp_path: Path) -> None:
-    gone = Pictures(tmp_path, pictures.names, pictures.sizes, pictures.digests)
+    gone = replace(pictures, root=tmp_path)
     with pytest.raises(DamageError, match=r"7\.png cannot be read any more.*restore it"):
         Streamed(gone, ROWS, RULE, MEAN, STD, CPU).view(np.arange(2), 0)
     Image.new("RGB", (3, 3)).save(tmp_path / "7.png")
@@ -168,3 +171,21 @@ def test_pictures_are_brought_to_one_size_in_memory(pictures: Pictures) -> None:
 def test_more_than_the_memory_is_refused_before_it_is_asked_for(pictures: Pictures) -> None:
     with pytest.raises(UsageError, match=r"keeps all 60 images of made_up in memory.*--crop resized decodes"):
         at_size(dataset(pictures), Augmentation(), (3, 10**6, 10**6), Silent())
+
+
+def test_half_of_an_image_is_the_most_that_is_padded() -> None:
+    data = dataset(np.zeros((3, 3, 20, 30), np.uint8))
+    assert rule_for(data, pad=10)[0] == Augmentation(pad=10)
+    with pytest.raises(UsageError, match="--pad 11 is more than half"):
+        rule_for(data, pad=11)
+
+
+def test_a_picture_that_is_overwritten_is_noticed_though_its_size_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"
+    Image.new("RGB", (8, 8), "red").save(path)
+    held = Pictures(tmp_path, ["a.bmp"], np.array([[8, 8]]), np.zeros((1, 32), np.uint8), np.array([stamp(path)]))
+    assert held[0].getpixel((0, 0)) == (255, 0, 0)
+    Image.new("RGB", (8, 8), "blue").save(path)
+    os.utime(path, ns=(0, stamp(path)[1] + 10**9))
+    with pytest.raises(DamageError, match="has changed since it was examined"):
+        held[0]

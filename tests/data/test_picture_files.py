@@ -15,7 +15,7 @@ from PIL import Image, features
 from kdtool import data
 from kdtool.data import index, pictures
 from kdtool.data.listing import WrongPicturesError, by_class, classes_below, files_below
-from kdtool.data.pictures import FINDINGS, Pictures, examine
+from kdtool.data.pictures import FINDINGS, Pictures, examine, stamp
 from kdtool.errors import DamageError, UsageError
 from kdtool.progress import Silent
 
@@ -186,7 +186,13 @@ def test_plain_pictures_are_what_pillow_makes_of_them(tmp_path: Path, name: str)
     assert FINDINGS.get(seen.finding) is None
     with Image.open(path) as picture:
         theirs = np.asarray(picture.convert("RGB"))
-    held = Pictures(tmp_path, [name], np.array([[seen.height, seen.width]]), np.zeros((1, 32), np.uint8))
+    held = Pictures(
+        tmp_path,
+        [name],
+        np.array([[seen.height, seen.width]]),
+        np.zeros((1, 32), np.uint8),
+        np.array([stamp(tmp_path / name)]),
+    )
     assert held[0].mode == "RGB"
     assert np.array_equal(np.asarray(held[0]), theirs)
 

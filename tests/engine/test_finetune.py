@@ -19,7 +19,7 @@ from kdtool.engine.finetune import fixed_parameters
 from kdtool.engine.optim import Recipe, build_optimizer, recipe
 from kdtool.engine.teach import TeachConfig, first_weights, make_job, read_lesson, teach
 from kdtool.engine.workspace import Workspace
-from kdtool.errors import Stopped, UsageError
+from kdtool.errors import IdentityError, Stopped, UsageError
 from kdtool.models import create
 from kdtool.progress import Silent, StopRequest
 
@@ -214,3 +214,70 @@ def test_weights_of_torch_save_begin_too(teacher: Path, tmp_path: Path) -> None:
 def test_one_group_where_no_rate_differs() -> None:
     optimizer = build_optimizer(PLAN, [{"params": [nn.Parameter(torch.zeros(1))], "factor": 1.0}])
     assert [group["factor"] for group in optimizer.param_groups] == [1.0]
+
+
+class Bare(nn.Module):
+    """A body with a BatchNorm without parameters and dropout, and a shortcut that is not the classifier."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False), nn.Dropout(0.5))
+        self.bare = nn.BatchNorm2d(6, affine=False)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.drop(self.bare(self.body(images))).mean((2, 3)))
+
+
+def test_layers_without_parameters_before_those_that_train_stay_too() -> None:
+    lesson = read_lesson(CONFIG, Silent())
+    model = Bare(4)
+    fixed = fixed_parameters(model, ("body.0",), lesson.image_shape)
+    job = make_job(CONFIG, lesson, model, fixed, torch.device("cpu"), "float32")
+    state.train_mode(job, state.begin(job, 0))
+    still = {name for name, module in model.named_modules() if not module.training}
+    assert still == {"body", "body.0", "body.1", "body.2", "bare", "drop"}
+
+
+def test_names_that_keep_nothing_and_a_classifier_that_is_none() -> None:
+    model = Bare(4)
+    for name in ("body.2", "drop"):
+        with pytest.raises(UsageError, match=f"--freeze {name} keeps nothing"):
+            fixed_parameters(model, (name,), (3, 16, 16))
+    model.fc = nn.Linear(6, 7)
+    model.forward = lambda images: model.body(images)[:, :4].mean((2, 3))  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"fc found, which gives 7 numbers.*--tap before_fc=PATH:input"):
+        fixed_parameters(model, ("body",), (3, 16, 16))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_data_or_weights_are_not_gone_on_with(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(teacher.read_bytes())
+    config, workspace = replace(CONFIG, initial=str(start)), Workspace(tmp_path / "work")
+
+    def go(stop: StopRequest) -> None:
+        teach(Workspace.open(workspace.folder), config, Silent(), stop, checkpoint_seconds=0)
+
+    if finished:
+        go(StopRequest())
+    else:
+        with pytest.raises(Stopped):
+            go(StopAfter(2))
+    other = {name: value + 1 for name, value in load_file(teacher).items()}
+    save_file(other, start)
+    with pytest.raises(IdentityError, match="holds a run with another file of first weights"):
+        go(StopRequest())
+    start.write_bytes(teacher.read_bytes())
+    changed = made_up(Path())
+    changed.train.images[0] = 0
+    swapped = replace(changed, digest=content_digest(changed.train, changed.test))
+    with monkeypatch.context() as patch:
+        patch.setitem(data.DATASETS, "made_up", lambda folder: swapped)
+        with pytest.raises(IdentityError, match="another content of the data set"):
+            go(StopRequest())
+    start.unlink() if finished else None
+    go(StopRequest())

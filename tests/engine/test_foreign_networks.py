@@ -2,11 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_up import PLAN
+from stopping import StopAfter
+from torch import nn
 
 from kdtool import imports
 from kdtool.analysis.transfer import GapConfig, transfer
@@ -15,7 +18,7 @@ from kdtool.engine.extract import extract
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import Workspace, open_teacher_cache, read_record
-from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.errors import DamageError, IdentityError, Stopped, UsageError
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest
 
@@ -95,6 +98,58 @@ def test_a_network_that_changed_is_not_the_teacher(write: Write, tmp_path: Path)
         extracted(workspace, views=3)
     write()
     extracted(workspace, views=3)
+
+
+def test_another_computation_under_the_same_layers_is_not_the_teacher(write: Write, tmp_path: Path) -> None:
+    workspace = taught(tmp_path / "work")
+    extracted(workspace)
+    text = Path("foreign_net.py").read_text()
+    sys.modules.pop("foreign_net")
+    Path("foreign_net.py").write_text(text + "\nnn.AdaptiveAvgPool2d.forward = lambda self, x: x.amax((2, 3), True)\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.AdaptiveAvgPool2d, "forward", nn.AdaptiveAvgPool2d.forward)
+        with pytest.raises(IdentityError, match="foreign_net:net computes something else than when the teacher was"):
+            extracted(workspace, views=3)
+
+
+def test_what_a_network_draws_and_does_not_save_is_drawn_again(write: Write, tmp_path: Path) -> None:
+    Path("foreign_net.py").write_text(DRAWN)
+    workspace = taught(tmp_path / "work", taps={}, seed=4)
+    extracted(workspace)
+
+
+DRAWN = """
+import torch
+from torch import nn
+
+class Drawn(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.register_buffer("mix", torch.randn(3, 8), persistent=False)
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.out(images.mean((2, 3)) @ self.mix)
+
+net = Drawn
+"""
+
+
+def test_dropout_is_a_function_of_the_seed_and_the_step(write: Write, tmp_path: Path) -> None:
+    write(drop=0.5)
+    runs = [tmp_path / name for name in ("one", "two", "stopped", "other")]
+    for folder in runs[:2]:
+        taught(folder)
+    taught(runs[3], seed=1)
+    while True:
+        with suppress(Stopped):
+            config = TeachConfig(
+                "made_up", "foreign_net:net", PLAN, student="foreign_net:net", views=2, precision="float32", taps=TAPS
+            )
+            teach(Workspace(runs[2]), config, Silent(), StopAfter(2), checkpoint_seconds=0)
+            break
+    found = [(folder / "teacher.safetensors").read_bytes() for folder in runs]
+    assert found[0] == found[1] == found[2] != found[3]
 
 
 def test_other_layers_are_another_cache(write: Write, tmp_path: Path) -> None:

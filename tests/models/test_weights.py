@@ -313,3 +313,19 @@ def test_changed_bytes_are_read_or_refused(
     path.write_bytes(content)
     with contextlib.suppress(UsageError, DamageError):
         load_initial(path, SMALL)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = create("resnet8", 4)
+    state = model.state_dict()
+    state["stage1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(DamageError, match=r"stage1\.0\.conv1\.weight holds infinite or NaN"):
+        load_initial(tmp_path / "w.safetensors", create("resnet8", 4))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "_orig_mod.", "module._orig_mod.", "model.module."])
+def test_what_programs_put_before_the_names_is_left_out(tmp_path: Path, prefix: str) -> None:
+    state = create("resnet8", 4).state_dict()
+    torch.save({"state_dict": {f"{prefix}{name}": value for name, value in state.items()}}, tmp_path / "w.pth")
+    assert load_initial(tmp_path / "w.pth", create("resnet8", 4)).new == ()
