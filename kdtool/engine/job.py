@@ -113,5 +113,5 @@ def check_seed(seed: int) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """A block in which torch's global generator of the CPU is seeded; it is put back afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed % 2**63)  # a damaged record may hold any number
         yield

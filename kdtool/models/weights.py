@@ -1,8 +1,9 @@
 """Initial weights from a file, for fine-tuning: safetensors, or what torch.save wrote, read without running any code.
 
-Left out: kdtool's own checkpoints, which must fit to the last tensor (engine/checkpoint.py); conversion of names.
+Left out: kdtool's own checkpoints, which must fit to the last tensor (engine/checkpoint.py).
 """
 
+import argparse
 import pickle
 import re
 import struct
@@ -21,6 +22,7 @@ from torch import nn
 from kdtool import files
 from kdtool.errors import DamageError, UsageError
 from kdtool.models.heads import head
+from kdtool.models.renames import ours
 
 SAFETENSORS = (".safetensors",)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -66,6 +68,9 @@ def load_initial(path: Path, model: nn.Module) -> Loaded:
     found = read_tensors(path)
     wanted: Tensors = dict(model.state_dict())
     found = {_plain(name, wanted): value for name, value in found.items()}
+    if not found.keys() & wanted.keys() - {"fc.weight", "fc.bias"}:
+        names = ours([name for name in found if not name.endswith(UNWRITTEN)], wanted)
+        found = {names[name]: value for name, value in found.items() if name in names}
     classifier = _classifier(model)
     if _other_classes(found, wanted, classifier):
         found = {name: value for name, value in found.items() if not name.startswith(classifier)}
@@ -119,7 +124,8 @@ def _unpickled(path: Path) -> Any:
     """What torch.save wrote, by torch's reader that admits tensors and plain values alone and calls nothing else."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about forms that are read all the same, or refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with torch.serialization.safe_globals([argparse.Namespace]):  # options that programs save beside; inert
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FAILURES as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named:

@@ -1,5 +1,6 @@
 """Initial weights: what fits is loaded, what does not is told, and a file that would run code is refused unread."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -328,4 +329,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_what_programs_put_before_the_names_is_left_out(tmp_path: Path, prefix: str) -> None:
     state = create("resnet8", 4).state_dict()
     torch.save({"state_dict": {f"{prefix}{name}": value for name, value in state.items()}}, tmp_path / "w.pth")
+    assert load_initial(tmp_path / "w.pth", create("resnet8", 4)).new == ()
+
+
+def test_options_that_a_program_saved_beside_the_weights_do_no_harm(tmp_path: Path) -> None:
+    state = create("resnet8", 4).state_dict()
+    torch.save({"opt": argparse.Namespace(lr=0.1), "epoch": 240, "model": state}, tmp_path / "w.pth")
     assert load_initial(tmp_path / "w.pth", create("resnet8", 4)).new == ()
