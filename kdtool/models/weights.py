@@ -123,9 +123,11 @@ FAILURES = (  # of torch's reader; hostile bytes can fail anywhere
 def _unpickled(path: Path) -> Any:
     """What torch.save wrote, by torch's reader that admits tensors and plain values alone and calls nothing else."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # about forms that are read all the same, or refused below
-            with torch.serialization.safe_globals([argparse.Namespace]):  # options that programs save beside; inert
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with (
+            warnings.catch_warnings(action="ignore"),  # about forms that are read all the same, or refused below
+            torch.serialization.safe_globals([argparse.Namespace]),  # options that programs save beside; inert
+        ):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FAILURES as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named:
