@@ -22,7 +22,7 @@ from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.finetune import BODY, classifier, fixed_parameters
 from kdtool.engine.job import seeded
 from kdtool.engine.optim import Recipe
-from kdtool.engine.runs import RunFolder, environment
+from kdtool.engine.runs import RunFolder, environment, read_result
 from kdtool.engine.teach import TeachConfig, basis, check_basis, make_job, plain_config, read_lesson, summary
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen
@@ -147,7 +147,8 @@ def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
 
 def probed(config: ProbeConfig) -> Probed:
     """The network of a finished run and the weights of the stage that was asked for."""
-    result = finished(config.run)
+    known = {"command": str, "network": str, "weights_sha256": str, "taps": dict, "seen": dict, "seed": int}
+    result = read_result(config.run, "train it again with this version of kdtool", known)
     if config.stage:
         ended = {str(left["stage"]): left for left in result.get("stages", []) if "weights_sha256" in left}
         if config.stage not in ended:
@@ -160,14 +161,6 @@ def probed(config: ProbeConfig) -> Probed:
     return Probed(
         result["network"], dict(result["taps"]), Seen.from_plain(result["seen"]), place, digest, result["seed"]
     )
-
-
-def finished(run: Path) -> dict[str, Any]:
-    """The result of a finished run of teach or distill."""
-    if not (run / "result.json").exists():
-        raise UsageError(f"{run} holds no finished run (it has no result.json); name the folder of one")
-    known = {"command": str, "network": str, "weights_sha256": str, "taps": dict, "seen": dict, "seed": int}
-    return files.read_json(run / "result.json", "train it again with this version of kdtool", known)
 
 
 def with_new_classifier(source: Probed, classes: int, config: ProbeConfig) -> nn.Module:

@@ -26,6 +26,7 @@ from kdtool.engine.distill import check_teacher, data_of, seen_by
 from kdtool.engine.evaluate import vectors
 from kdtool.engine.job import Labelled, seeded
 from kdtool.engine.lacking import extract_command
+from kdtool.engine.runs import read_result
 from kdtool.engine.workspace import Workspace, labelled, open_teacher_cache, read_record, read_teacher
 from kdtool.errors import DamageError, UsageError
 from kdtool.methods import method
@@ -67,7 +68,7 @@ def transfer(workspace: Workspace, config: GapConfig, progress: Progress) -> lis
     if config.part not in PARTS or PARTS[config.part] not in cache.layout.samples:
         held = [name for name, part in PARTS.items() if part in cache.layout.samples]
         raise UsageError(f"--part {config.part}: the cache has {', '.join(held)}")
-    result, known = read_result(config.run), read_gaps(config.run)
+    result, known = read_student(config.run), read_gaps(config.run)
     device = choose_device(config.device)
     with seeded(int(result.get("seed", 0))):
         student = create(result["network"], cache.layout.classes, result.get("taps", {}))
@@ -100,12 +101,10 @@ def read_gaps(run: Path) -> list[dict[str, Any]]:
     return gaps
 
 
-def read_result(run: Path) -> dict[str, Any]:
+def read_student(run: Path) -> dict[str, Any]:
     """The result of a finished distill run."""
-    if not (run / "result.json").exists():
-        raise UsageError(f"{run} holds no finished run (it has no result.json); name the folder of one")
     known = {"command": str, "name": str, "network": str, "weights_sha256": str}
-    result = files.read_json(run / "result.json", "distil the student again", known)
+    result = read_result(run, "distil the student again", known)
     if result["command"] != "distill":
         raise UsageError(f"{run} is a run of `kdtool {result['command']}`; name one of `kdtool distill`")
     return result

@@ -14,7 +14,8 @@ import numpy as np
 
 from kdtool.data import unpickle
 from kdtool.data.dataset import Channels, Dataset, Part, content_digest
-from kdtool.errors import DamageError, UsageError
+from kdtool.data.published import damaged
+from kdtool.errors import UsageError
 
 PIXELS = 3 * 32 * 32
 
@@ -178,8 +179,3 @@ def joined(parts: list[Part], paths: list[Path]) -> Part:
     if len(parts) == 1:
         return parts[0]
     return Part(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
-
-
-def damaged(path: Path, finding: str) -> DamageError:
-    """The error for a file whose content does not fit its form."""
-    return DamageError(f"{path} is damaged: {finding}; unpack the published archive again")

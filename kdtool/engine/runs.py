@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,14 @@ class RunFolder:
         writer.writerows(flat)
         files.write(self.path / "metrics.csv", table.getvalue().encode())
         files.write_json(self.path / "result.json", result)
+
+
+def read_result(run: Path, repair: str, fields: Mapping[str, type]) -> dict[str, Any]:
+    """The result of a finished run, which has these fields at least. UsageError for a folder that holds none."""
+    path = run / "result.json"
+    if not path.exists():
+        raise UsageError(f"{run} holds no finished run (it has no result.json); name the folder of one")
+    return files.read_json(path, repair, fields)
 
 
 def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

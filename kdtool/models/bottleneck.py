@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kdtool.models.network import Network, convolution, global_pool, initialise_fan_out
+from kdtool.models.network import Network, convolution, initialise_fan_out
+from kdtool.models.resnet import residual_network
 
 STEM = 64
 WIDTHS = (64, 128, 256, 512)
@@ -44,20 +45,7 @@ class Bottleneck(nn.Module):
 
 
 def _resnet50(classes: int) -> Network:
-    """Taps: stem and stageN after their ReLU, stageN.preact before the stage's last one, the residual sum.
-
-    Every stage but the first halves the size.
-    """
-    modules: dict[str, nn.Module] = {"stem": nn.Sequential(convolution(3, STEM, 3), nn.BatchNorm2d(STEM), nn.ReLU())}
-    taps = {"stem": "stem"}
-    inputs = STEM
-    for number, (width, count) in enumerate(zip(WIDTHS, BLOCKS, strict=True), start=1):
-        first = Bottleneck(inputs, width, stride=1 if number == 1 else 2)
-        inputs = EXPANSION * width
-        modules[f"stage{number}"] = nn.Sequential(first, *(Bottleneck(inputs, width, 1) for _ in range(count - 1)))
-        taps |= {f"stage{number}": f"stage{number}", f"stage{number}.preact": f"stage{number}.{count - 1}.relu3:input"}
-    modules |= {"pool": global_pool(), "fc": nn.Linear(inputs, classes)}
-    network = Network(modules, {**taps, "before_fc": "pool", "after_fc": ""})
+    network = residual_network(STEM, WIDTHS, BLOCKS, classes, Bottleneck, EXPANSION, "relu3")
     initialise_fan_out(network)
     return network
 

@@ -1,7 +1,7 @@
 """Residual networks with three stages for small images (He et al. 2016, section 4.2): resnet8 to resnet110, and x4.
 
 Widths, shortcuts and initialisation as in RepDistiller (Tian et al. 2020, arXiv 1910.10699): a 1x1 convolution with
-BatchNorm where the shape changes, not He's padding by zeros. Left out: bottleneck blocks.
+BatchNorm where the shape changes, not He's padding by zeros. Bottleneck blocks are in `kdtool.models.bottleneck`.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,11 +35,20 @@ class BasicBlock(nn.Module):
         return activated
 
 
-def residual_network(stem: int, widths: Sequence[int], blocks: Sequence[int], classes: int) -> Network:
+def residual_network(
+    stem: int,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    classes: int,
+    block: Callable[[int, int, int], nn.Module] = BasicBlock,
+    expansion: int = 1,
+    last: str = "relu2",
+) -> Network:
     """A 3x3 stem of `stem` channels and one stage for each width; every stage but the first halves the size.
 
-    PyTorch's default initialisation. Taps: stem and stageN after their ReLU, stageN.preact before the stage's last
-    one, the residual sum.
+    block: made of channels that enter, width and stride; expansion: channels that leave it, over its width; last: name
+    of its last activation. PyTorch's default initialisation. Taps: stem and stageN after their ReLU, stageN.preact
+    before the stage's last one, the residual sum.
     """
     modules: dict[str, nn.Module] = {
         "stem": nn.Sequential(convolution(3, stem, 3), nn.BatchNorm2d(stem), nn.ReLU()),
@@ -47,10 +56,11 @@ def residual_network(stem: int, widths: Sequence[int], blocks: Sequence[int], cl
     taps = {"stem": "stem"}
     inputs = stem
     for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
-        first = BasicBlock(inputs, width, stride=1 if number == 1 else 2)
-        modules[f"stage{number}"] = nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(count - 1)))
-        taps |= {f"stage{number}": f"stage{number}", f"stage{number}.preact": f"stage{number}.{count - 1}.relu2:input"}
-        inputs = width
+        first = block(inputs, width, 1 if number == 1 else 2)
+        inputs = expansion * width
+        stage = f"stage{number}"
+        modules[stage] = nn.Sequential(first, *(block(inputs, width, 1) for _ in range(count - 1)))
+        taps |= {stage: stage, f"{stage}.preact": f"{stage}.{count - 1}.{last}:input"}
     modules |= {"pool": global_pool(), "fc": nn.Linear(inputs, classes)}
     return Network(modules, {**taps, "before_fc": "pool", "after_fc": ""})
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import published
 import pytest
+from published import refused
 from torchvision import datasets
 
 from kdtool import data
@@ -44,13 +45,6 @@ def pairs(part: data.Part) -> list[tuple[bytes, int]]:
 
 def oracle(found: Any) -> list[tuple[bytes, int]]:
     return [(picture.convert("RGB").tobytes(), int(label)) for picture, label in found]
-
-
-def refused(name: str, folder: Path, *words: str) -> None:
-    with pytest.raises(DamageError) as caught:
-        data.load(name, folder)
-    for word in words:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import published
 import pytest
+from published import refused
 from torchvision import datasets
 
 from kdtool import data
 from kdtool.data.dataset import NO_LABEL
-from kdtool.errors import DamageError, UsageError
+from kdtool.errors import UsageError
 
 MADE: dict[str, Callable[[Path], Any]] = {
     "stl10": published.stl10,
@@ -51,13 +52,6 @@ def replaced(path: Path, old: str, new: str) -> None:
     content = path.read_text()
     assert old in content
     path.write_text(content.replace(old, new, 1))
-
-
-def refused(name: str, folder: Path, *words: str) -> None:
-    with pytest.raises(DamageError) as caught:
-        data.load(name, folder)
-    for word in words:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("name", MADE)

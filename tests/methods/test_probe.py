@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stopping import StopAfter
 
 from kdtool import data, files
 from kdtool.cache import open_cache
@@ -93,19 +94,6 @@ def work(extracted: Path, tmp_path: Path) -> Callable[[], Workspace]:
         return Workspace.open(folder)
 
     return copy
-
-
-class StopAfter(StopRequest):
-    """Behaves as if SIGTERM came at the n-th safe point."""
-
-    def __init__(self, points: int) -> None:
-        super().__init__()
-        self.left = points
-
-    def requested(self) -> bool:
-        self.left -= 1
-        self.signal = 15 if self.left <= 0 else None
-        return super().requested()
 
 
 def steps_of(run: Callable[[StopRequest], object], folder: Path) -> list[tuple[dict, dict]]:

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from PIL import Image
+
+from kdtool import data
+from kdtool.errors import DamageError
 
 COLOURS = itertools.count()
 
@@ -194,3 +198,11 @@ def pubfig83(folder: Path, people: int = 83) -> Path:
         for number in range(3 + person % 3):
             picture(place / f"Person {person:02d}/{number + 1}.jpg")
     return place
+
+
+def refused(name: str, folder: Path, *words: str) -> None:
+    """The data set is damaged, and the message says all these words."""
+    with pytest.raises(DamageError) as caught:
+        data.load(name, folder)
+    for word in words:
+        assert word in str(caught.value)
