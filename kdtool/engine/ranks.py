@@ -1,6 +1,6 @@
-"""Several processes of one `torchrun` that work on one cache: which of them this is, and what they tell one another.
+"""Several processes of one `torchrun` that work together: which of them this is, and what they tell one another.
 
-Rank 0 alone holds the writer; the others hand it what they wrote, as plain values.
+Rank 0 alone holds the writer of a cache; the others hand it what they wrote, as plain values.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import distributed
+
+Array = npt.NDArray[np.float64]
 
 PATIENCE = timedelta(days=30)  # the other ranks wait while rank 0 learns fits
 
@@ -29,6 +33,9 @@ class Ranks(Protocol):
     def gathered(self, value: Any) -> Sequence[Any]:
         """The values of all ranks in order, in every rank."""
 
+    def summed(self, values: Array) -> Array:
+        """The sum over all ranks, the same bits in every rank."""
+
 
 class Alone:
     """One process."""
@@ -42,6 +49,10 @@ class Alone:
     def gathered(self, value: Any) -> Sequence[Any]:
         """The value."""
         return [value]
+
+    def summed(self, values: Array) -> Array:
+        """The values."""
+        return values
 
 
 class Together:
@@ -63,6 +74,12 @@ class Together:
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
+
+    def summed(self, values: Array) -> Array:
+        """The sum over all ranks."""
+        total = torch.from_numpy(np.ascontiguousarray(values)).clone()
+        distributed.all_reduce(total)
+        return total.numpy()
 
 
 @contextmanager
