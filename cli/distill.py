@@ -27,6 +27,7 @@ KEYS = (
     "precision",
     "shuffle_block",
     "data_folder",
+    "keep_weights",
     "cache",
     "run",
     *o.RECIPE,
@@ -63,6 +64,7 @@ def distill(
     seed: o.Seed = None,
     device: o.Device = None,
     precision: o.Precision = None,
+    keep_weights: o.KeepWeights = None,
     data_folder: o.DataFolder = None,
     cache: o.CachePath = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run's folder below runs/.")] = None,
@@ -104,6 +106,7 @@ def distill(
         device=values.get("device", device, "auto", str),
         precision=values.get("precision", precision, "auto", str),
         shuffle_block=values.get("shuffle_block", shuffle_block, 0, int),
+        keep_weights=values.get("keep_weights", keep_weights, None, int),
         data_folder=values.where("data_folder", data_folder),
         taps=values.taps(tap),
     )

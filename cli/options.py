@@ -38,6 +38,9 @@ Taps = Annotated[
     list[str] | None, typer.Option("--tap", help="Name a layer of the network by its module path, TAP=PATH; repeat.")
 ]
 CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache.  [default: cache.zarr]")]
+KeepWeights = Annotated[
+    int | None, typer.Option("--keep-weights", help="Keep the weights of every so many epochs, for analyses.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 

@@ -6,8 +6,9 @@ ranks take the missing blocks in turns; rank 0 records them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,14 @@ def batches(job: Extraction, part: str, block: int) -> list[tuple[int, int]]:
     return [(start, min(start + batch, end)) for start in range(block * size, end, batch)]
 
 
+@dataclass
+class Asked:
+    """How many images the teacher was asked for, and the seconds that its answers took, as they are stored."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Answers:
     """The teacher of a job with the results of the fits, ready to say what is stored of any block."""
@@ -63,6 +72,7 @@ class Answers:
     cache: Cache
     fitted: Mapping[str, Fitted]
     progress: Progress
+    asked: Asked = field(default_factory=Asked)
 
     def block(self, place: Place, keys: Sequence[str]) -> Stored:
         """The arrays of some keys, whole for one block."""
@@ -86,7 +96,11 @@ class Answers:
     def _stored(self, targets: Sequence[Target], images: torch.Tensor) -> Stored:
         job = self.job
         teller = Teller(job.model, tuple(targets), self.fitted, job.layout.batch, job.precision)
-        return stored_rows(job, self.cache.contents, targets, teller, images)
+        begun = time.perf_counter()
+        stored = stored_rows(job, self.cache.contents, targets, teller, images)
+        self.asked.seconds += time.perf_counter() - begun
+        self.asked.images += len(images)
+        return stored
 
 
 def of_part(part: str, view: int) -> int:

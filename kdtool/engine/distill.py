@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,7 @@ from kdtool.data.dataset import Dataset
 from kdtool.data.preparation import check_views
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
-from kdtool.engine.job import Bound, Job, check_schedule, check_seed, seeded
+from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.lacking import check_cache, extract_command, option_text
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
@@ -39,7 +40,8 @@ class DistillConfig:
 
     methods: the run's method first, then what `--with` adds; empty trains on labels alone. layers and options are the
     record of what was set. views: 0 takes those that the cache holds. shuffle_block: samples that are shuffled among
-    themselves, 0 for a whole view. taps: layers that the user names in the student, tap -> module path.
+    themselves, 0 for a whole view. taps: layers that the user names in the student, tap -> module path. keep_weights:
+    those of every so many epochs stay in the run's folder.
     """
 
     student: str
@@ -53,9 +55,11 @@ class DistillConfig:
     shuffle_block: int = 0
     data_folder: str | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
+    keep_weights: int | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_keep(self.keep_weights)
         for option, number in (("views", self.views), ("shuffle-block", self.shuffle_block)):
             if number < 0:
                 raise UsageError(f"--{option} is at least 1, not {number}")
@@ -167,9 +171,14 @@ def distill(
             "taps": dict(config.taps),
             "seen": seen_by(cache).plain(),
             "views": views,
+            "samples": facts.samples,
             "parameters": parameters(job.student),
             "teacher": teacher_of(cache),
-            "cache": {"identity": cache.identity_digest, "bytes": views * row_bytes(cache, needs) * facts.samples},
+            "cache": {
+                "identity": cache.identity_digest,
+                "bytes": views * row_bytes(cache, needs) * facts.samples,
+                "tap_bytes": views * tap_bytes(cache, needs) * facts.samples,
+            },
             "weights_sha256": digest,
         }
         if running.best:
@@ -202,11 +211,31 @@ def row_bytes(cache: Cache, needs: Needs) -> int:
     return sum(spec.row_bytes for target in needs.targets for spec in cache.contents[target.key].arrays.values())
 
 
+def tap_bytes(cache: Cache, needs: Needs) -> int:
+    """Bytes of the teacher's taps, in float32, that the needed arrays stand for, for one sample in one view."""
+    taps = {tap for target in needs.targets for tap in target.taps}
+    return sum(4 * math.prod(cache.layout.tap_shapes[tap]) for tap in taps)
+
+
+def seconds_per_image(cache: Cache) -> float | None:
+    """What an answer of the teacher took when the cache was filled; None where that was not measured."""
+    asked = [record["asked"] for record in cache.provenance if "asked" in record]
+    for found in asked:
+        what = f"a line in the provenance of {cache.path}"
+        files.check_fields(found, {"images": int, "seconds": float}, what, "extract into another --cache")
+    images = sum(found["images"] for found in asked)
+    return sum(found["seconds"] for found in asked) / images if images else None
+
+
 def teacher_of(cache: Cache) -> dict[str, Any]:
     """What the cache says of its teacher; the accuracy in percent, from the logits of the test part."""
     teacher, labels = cache.identity["teacher"], cache.labels("test")
     right = cache.array("test", "logits", VALUES).read(0).argmax(1) == labels
-    return {**{key: teacher[key] for key in ("network", "sha256")}, "test_accuracy": 100.0 * float(right.mean())}
+    return {
+        **{key: teacher[key] for key in ("network", "sha256")},
+        "test_accuracy": 100.0 * float(right.mean()),
+        "seconds_per_image": seconds_per_image(cache),
+    }
 
 
 def check_teacher(workspace: Workspace, cache: Cache) -> None:
@@ -315,4 +344,5 @@ def make_job(
         seed=config.seed,
         precision=precision,
         shuffle_block=config.shuffle_block or None,
+        keep=config.keep_weights,
     )

@@ -57,8 +57,11 @@ def fill(
     worker.fit(needed_fits(job))
     worker.declare()
     todo = group.shared(work(job, writer.missing))
-    fill_blocks(worker.answers(), writer, todo, group, stop)
+    answers = worker.answers()
+    fill_blocks(answers, writer, todo, group, stop)
     worker.fit(job.fits)
+    if answers.asked.images:
+        writer.provenance({**environment(job.train.device, job.precision), "asked": vars(answers.asked).copy()})
     worker.clear()
     writer.finish()
 
@@ -84,7 +87,7 @@ def _check_mixed(job: Extraction, writer: CacheWriter) -> None:
     device = job.train.device
     now = environment(device, job.precision)
     records = writer.cache.provenance
-    for record in (record for record in records if "repaired" not in record):  # these wrote what was there before
+    for record in (record for record in records if not {"repaired", "asked"} & record.keys()):
         odd = [name for name in ("device_type", "torch") if record.get(name) != now[name]]
         if odd and not job.allow_mixed:
             raise IdentityError(

@@ -45,7 +45,7 @@ class Job:
 
     fixed: parameters of the student that no stage trains; their modules stay in eval mode unless `moving` lets their
     BatchNorms follow the data. head, head_factor: module path of the classifier, and what its learning rate is
-    multiplied by.
+    multiplied by. keep: the weights of every so many epochs are kept, of none for None.
     """
 
     student: nn.Module
@@ -65,6 +65,7 @@ class Job:
     moving: bool = False
     head: str = ""
     head_factor: float = 1.0
+    keep: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +102,12 @@ def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe
                     f"the term {term} becomes active in epoch {weight.start + 1} and the run has {epochs}; "
                     f"ask for more with --epochs {weight.start + 1}"
                 )
+
+
+def check_keep(epochs: int | None) -> None:
+    """Refuses a number of epochs that is none."""
+    if epochs is not None and epochs < 1:
+        raise UsageError(f"--keep-weights is at least 1, not {epochs}")
 
 
 def check_seed(seed: int) -> None:

@@ -22,7 +22,7 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.evaluate import accuracy
 from kdtool.engine.finetune import classifier, fixed_parameters
-from kdtool.engine.job import Job, Labelled, check_schedule, check_seed, seeded
+from kdtool.engine.job import Job, Labelled, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder, environment
 from kdtool.engine.state import Running, begin
@@ -54,7 +54,8 @@ class TeachConfig:
     module path. initial: file of weights that the training begins from, or that are taken as they are (as_is). freeze:
     what does not train (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there keep their statistics
     ("eval") or follow the data ("train"). head_learning_rate: of the classifier, where it has one of its own. student,
-    views: defaults that kdtool.toml gives distill and extract.
+    views: defaults that kdtool.toml gives distill and extract. keep_weights: those of every so many epochs stay in the
+    run's folder.
     """
 
     data: str
@@ -79,9 +80,11 @@ class TeachConfig:
     freeze: tuple[str, ...] = ()
     batchnorm: str = "eval"
     head_learning_rate: float | None = None
+    keep_weights: int | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_keep(self.keep_weights)
         if self.views < 1:
             raise UsageError(f"--views is at least 1, not {self.views}")
         if self.batchnorm not in ("eval", "train"):
@@ -92,8 +95,8 @@ class TeachConfig:
             raise UsageError(f"--head-lr is above 0 and finite, not {self.head_learning_rate}")
         if self.as_is and not self.initial:
             raise UsageError("--as-is takes the weights of --from as they are, and --from names none")
-        if self.as_is and (self.freeze or self.head_learning_rate):
-            raise UsageError("--as-is trains nothing, so --freeze and --head-lr do not apply")
+        if self.as_is and (self.freeze or self.head_learning_rate or self.keep_weights):
+            raise UsageError("--as-is trains nothing, so --freeze, --head-lr and --keep-weights do not apply")
 
 
 def plain_config(command: str, config: Any) -> dict[str, Any]:
@@ -248,6 +251,7 @@ def make_job(
         moving=config.batchnorm == "train",
         head=classifier(model, lesson.image_shape) if rate else "",
         head_factor=rate / config.recipe.learning_rate if rate else 1.0,
+        keep=config.keep_weights,
     )
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from kdtool.data.batches import batch_slices, order_of_epoch, view_of_epoch
 from kdtool.data.dataset import NO_LABEL
-from kdtool.engine import checkpoint
+from kdtool.engine import checkpoint, keeping
 from kdtool.engine.device import autocast, synchronize
 from kdtool.engine.evaluate import accuracy
 from kdtool.engine.job import Bound, Job, check_schedule, stage_recipe
@@ -54,6 +54,7 @@ def train(
 def _train(job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float) -> Running:
     check_schedule(job.stages, job.bound, job.recipe, len(job.train.labels))
     running = resume(job, folder) or begin(job, 0)
+    _keep(job, running, folder)
     if running.epoch or running.done:
         progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
     while True:
@@ -96,6 +97,7 @@ def _run_stage(
                     if stopping:
                         raise stop.stopped(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
             _end_epoch(job, stage, plan, running, len(slices), progress)
+            _keep(job, running, folder)
             folder.write_rows(running.rows)
             if time.monotonic() - saved > checkpoint_seconds:
                 save(job, running, folder)
@@ -267,6 +269,15 @@ def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: in
         f"{stage.name} epoch {running.epoch}/{plan.epochs}: loss {row['loss']:.4f}, train {row['train_accuracy']:.2f} %"
         f"{shown}, test {test:.2f} %"
     )
+
+
+def _keep(job: Job, running: Running, folder: RunFolder) -> None:
+    """Keeps the weights before the first epoch, after every `job.keep` epochs of a stage and after its last."""
+    stage = job.stages[running.stage]
+    last = running.epoch == stage_recipe(job.recipe, stage).epochs
+    first = running.epoch == 0 and running.stage > 0
+    if job.keep and not running.done and not first and (last or running.epoch % job.keep == 0):
+        keeping.keep(folder.path, stage.name, running.epoch, job.student)
 
 
 def _select(job: Job, stage: Stage, running: Running, validation: float) -> None:

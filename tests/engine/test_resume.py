@@ -11,6 +11,7 @@ from stopping import StopAfter
 from kdtool import files
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
+from kdtool.engine.keeping import kept
 from kdtool.engine.optim import Recipe, recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
@@ -62,6 +63,20 @@ def test_distill(work: Callable[[], Workspace], plan: Recipe | None, methods: tu
     config = DistillConfig("resnet8", methods, chosen, name="run", precision="float32", seed=3)
     stops = same_bits(work, config, every)
     assert stops >= 8 // every
+
+
+def test_weights_that_are_kept(work: Callable[[], Workspace]) -> None:
+    config = DistillConfig(
+        "resnet8", (), replace(recipe("kda"), epochs=5, batch=32), name="run", precision="float32", keep_weights=2
+    )
+    undisturbed, stopped = work(), work()
+    result = distill(undisturbed, config, Silent(), StopRequest())
+    often_stopped(lambda stop: distill(stopped, config, Silent(), stop), 2)
+    found = kept(undisturbed.runs / "run")
+    assert [known.epoch for known in found] == [0, 2, 4, 5]
+    assert kept(stopped.runs / "run") == found
+    assert found[-1].sha256 == result["weights_sha256"]
+    assert len({known.sha256 for known in found}) == 4
 
 
 def same_bits(work: Callable[[], Workspace], config: DistillConfig, every: int) -> int:
