@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtool import files
+from kdtool.analysis.kept import read_results
 from kdtool.cache import info
 
 PLACE = Path(__file__).parents[1] / "docs" / "results"
@@ -17,11 +18,10 @@ PLACE = Path(__file__).parents[1] / "docs" / "results"
 def read(run: Path) -> dict[str, Any]:
     """One run: result, environment, transfer losses."""
     result = files.read_json(run / "result.json", "run it again")
-    gaps = run / "gram-gap.json"
     return {
         "result": result,
         "environment": files.read_json(run / "environment.json", "run it again"),
-        "gaps": files.read_json(gaps, "run it again")["gaps"] if gaps.exists() else [],
+        "gaps": read_results(run, "gram-gap"),
     }
 
 

@@ -1,17 +1,29 @@
-"""`kdtool analyze`: what was transferred."""
+"""`kdtool analyze`: what was transferred. Every analysis but the probe takes the same options about its input."""
 
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line, print_table
-from kdtool.errors import UsageError, unknown
+from kdtool.cli.probe import probe
+
+if TYPE_CHECKING:
+    from kdtool.analysis.kept import Result
+    from kdtool.analysis.landmarks import Plan
+    from kdtool.analysis.pairs import Asked
+    from kdtool.engine.ranks import Ranks
+    from kdtool.engine.workspace import Workspace
+    from kdtool.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Measure what a student took over.", rich_markup_mode=None)
-
-Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layer; repeat.  [default: before_fc, after_fc]")]
 
 
 @app.callback()
@@ -19,160 +31,414 @@ def analyze() -> None:
     """Measure what a student took over."""
 
 
-@app.command("gram-gap")
-def gram_gap(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run.  [default: the newest student]")] = None,
+@dataclass
+class Common:
+    """The options of every analysis."""
+
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of runs, or .npy files of features.  [default: the newest student]"),
+    ] = None
     layers: Annotated[
         list[str] | None, typer.Option("--layer", help="Layer; repeat.  [default: before_fc and after_fc]")
-    ] = None,
-    part: Annotated[str, typer.Option("--part", help="train, validation or test, un-augmented.")] = "train",
-    algorithm: Annotated[str, typer.Option("--algorithm", help="moments, or blocked as the check.")] = "moments",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run the teacher instead of reading the cache.")] = False,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write a plot (.svg, .png or .pdf).")] = None,
-    device: o.Device = None,
-    data_folder: o.DataFolder = None,
-    cache: o.CachePath = None,
-    folder: o.Folder = Path(),
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    ] = None
+    part: Annotated[str, typer.Option("--part", help="train, validation or test, un-augmented.")] = "train"
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run the teacher instead of reading the cache.")] = False
+    teacher: Annotated[Path | None, typer.Option("--teacher", help=".npy file of the teacher's features.")] = None
+    labels: Annotated[Path | None, typer.Option("--labels", help=".npy file of the labels of such features.")] = None
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a plot of all students (.svg, .png or .pdf).")] = (
+        None
+    )
+    device: o.Device = None
+    data_folder: o.DataFolder = None
+    cache: o.CachePath = None
+    folder: o.Folder = Path()
+    json: o.Json = False
+    quiet: o.Quiet = False
+
+    def asked(self, workspace: "Workspace") -> "Asked":
+        """The pairs that these options ask for."""
+        from kdtool.analysis.compared import newest_run
+        from kdtool.analysis.pairs import Asked
+
+        return Asked(
+            students=tuple(self.runs or [newest_run(workspace)]),
+            layers=tuple(self.layers or ("before_fc", "after_fc")),
+            part=self.part,
+            fresh=self.fresh,
+            device=self.device or "auto",
+            data_folder=str(self.data_folder) if self.data_folder else None,
+            teacher=self.teacher,
+            labels=self.labels,
+        )
+
+
+Columns = dict[str, Callable[["Result"], str]]
+Compute = Callable[["Workspace", "Asked", "Progress", "Ranks"], "list[Result]"]
+
+
+def analysis(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command that takes its own options and, as its first argument, the `Common` ones."""
+
+    def register(command: Callable[..., None]) -> Callable[..., None]:
+        hints, common = get_type_hints(command, include_extras=True), get_type_hints(Common, include_extras=True)
+        own = list(inspect.signature(command).parameters.values())[1:]
+        defaults = {field.name: field.default for field in fields(Common)}
+        kinds = {parameter.name: hints[parameter.name] for parameter in own}
+        shown = {**{key: common.pop(key) for key in ("runs", "layers", "part")}, **kinds, **common}
+        given = {**{parameter.name: parameter.default for parameter in own}, **defaults}
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            command(Common(**{key: values.pop(key) for key in defaults}), **values)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        run.__annotations__ = shown
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(key, keyword, default=given[key], annotation=kind) for key, kind in shown.items()]
+        )
+        del run.__wrapped__
+        return app.command(name)(run)
+
+    return register
+
+
+def finish(
+    name: str,
+    common: Common,
+    compute: Compute,
+    title: str,
+    columns: Columns,
+    remarks: Callable[["Result"], list[str]] = lambda result: [],
 ) -> None:
-    """Kernel transfer loss over all images of a part, exact.
+    """Computes, and shows what came out; under torchrun rank 0 alone speaks. remarks: lines about a result."""
+    from kdtool.analysis.figures import check_ending, save_all
+    from kdtool.engine.ranks import own_rank, ranks
 
-    ||K_T - K_S|| / ||K_T|| in the Frobenius norm, with K the matrix of inner products of all pairs of images.
-
-    Example: kdtool analyze gram-gap
-    """
-    if algorithm not in ("moments", "blocked"):
-        raise unknown("algorithm", algorithm, ("moments", "blocked"))
-    from kdtool.analysis.transfer import GapConfig, newest_run, transfer
-
-    workspace = o.open_workspace(folder, cache)
-    chosen = run or newest_run(workspace)
-    asked = GapConfig(
-        run=chosen,
-        layers=tuple(layers or ("before_fc", "after_fc")),
-        part=part,
-        algorithm=algorithm,
-        fresh=fresh,
-        device=device or "auto",
-        data_folder=str(data_folder) if data_folder else None,
-    )
-    with Shown(quiet) as shown:
-        gaps = transfer(workspace, asked, shown)
-    if plot:
-        from kdtool.analysis.plots import gap_plot
-
-        gap_plot(gaps, plot)
-    if json:
-        print_json({"run": str(chosen), "gaps": gaps})
+    if common.plot:
+        check_ending(common.plot)
+    workspace = o.open_workspace(common.folder, common.cache)
+    with ExitStack() as stack:
+        shown = stack.enter_context(Shown(common.quiet or own_rank() > 0))
+        asked = common.asked(workspace)
+        results = compute(workspace, asked, shown, stack.enter_context(ranks()))
+    if own_rank() > 0:
         return
-    rows = [(g["layer"], g["part"], g["samples"], f"{g['loss']:.6f}", g["algorithm"]) for g in gaps]
-    print_table(f"kernel transfer loss of {chosen.name}", ("layer", "part", "images", "loss", "algorithm"), rows)
-    print_line(f"kept in {chosen / 'gram-gap.json'}")
+    if common.plot:
+        save_all(name, results, common.plot)
+    if common.json:
+        print_json({"results": results})
+        return
+    for heading, key, rows in tables(results):
+        show(f"{title} of {heading}", {key: operator.itemgetter(key), **columns}, rows)
+        for line in (line for result in rows for line in remarks(result)):
+            print_line(line)
+    kept = [path / "analysis" / f"{name}.json" for path in asked.students if path.is_dir()]
+    for path in kept[:1]:
+        print_line(f"kept in {path}" + (f" and {len(kept) - 1} more" if len(kept) > 1 else ""))
 
 
-PROBE = (
-    "data",
-    "data_folder",
-    "stage",
-    "whole",
-    "batchnorm",
-    "validation",
-    "few_shot",
-    "image_size",
-    "crop",
-    "seed",
-    "device",
-    "precision",
-    *o.RECIPE,
-)
+def tables(results: "list[Result]") -> "list[tuple[str, str, list[Result]]]":
+    """(heading, first column, results) of every table: one student's layers, or the students of every layer."""
+    if len({result["run"] for result in results}) == 1:
+        return [(f"{results[0]['run']} ({results[0]['part']})", "layer", results)]
+    layers = dict.fromkeys(result["layer"] for result in results)
+    return [
+        (f"{layer} ({results[0]['part']})", "run", [result for result in results if result["layer"] == layer])
+        for layer in layers
+    ]
 
 
-@app.command("probe")
-def probe(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run.  [default: the newest student]")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Data set to learn, see `kdtool data list`.")] = None,
-    data_folder: o.DataFolder = None,
-    stage: Annotated[
-        str | None, typer.Option("--stage", help="Weights at the end of this stage.  [default: the last]")
-    ] = None,
-    whole: Annotated[bool, typer.Option("--whole", help="Train the whole network, not the classifier alone.")] = False,
-    batchnorm: Annotated[
-        str | None, typer.Option("--batchnorm", help="train or eval of the frozen network.  [default: train]")
-    ] = None,
-    validation: Annotated[int | None, typer.Option("--validation", help="Images to hold out for validation.")] = None,
-    few_shot: Annotated[int | None, typer.Option("--few-shot", help="Train on so many images of each class.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Width of the images.  [default: that of the run]")
-    ] = None,
-    crop: Annotated[str | None, typer.Option("--crop", help="pad or resized.  [default: that of the run]")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", help="probe-icd, probe-crd, probe-srm, or one of distill.  [default: probe-icd]"),
-    ] = None,
-    epochs: o.Epochs = None,
-    batch: o.Batch = None,
-    learning_rate: o.LearningRate = None,
-    weight_decay: o.WeightDecay = None,
-    optimizer: o.Optimizer = None,
-    schedule: o.Schedule = None,
-    seed: o.Seed = None,
-    device: o.Device = None,
-    precision: o.Precision = None,
-    cache: o.CachePath = None,
-    folder: o.Folder = Path(),
-    config: o.Config = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+def show(title: str, columns: Columns, results: "list[Result]") -> None:
+    """A table without the columns in which nothing stands."""
+    cells = {name: [cell(result) for result in results] for name, cell in columns.items()}
+    held = {name: column for name, column in cells.items() if any(column)}
+    print_table(title, list(held), list(zip(*held.values(), strict=True)))
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number in a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+Gamma = Annotated[
+    float | None, typer.Option("--gamma", help="Of rbf and polynomial.  [default: from each side's own scale]")
+]
+
+
+@analysis("gram-gap")
+def gram_gap(
+    common: Common,
+    kernel: Annotated[str, typer.Option("--kernel", help="linear, cosine, rbf or polynomial.")] = "linear",
+    gamma: Gamma = None,
+    degree: Annotated[int, typer.Option("--degree", help="Of the polynomial kernel.")] = 3,
+    constant: Annotated[float, typer.Option("--constant", help="Of the polynomial kernel.")] = 1.0,
+    algorithm: Annotated[
+        str, typer.Option("--algorithm", help="auto, moments, aligned, blocked (entry by entry) or nystrom.")
+    ] = "auto",
+    landmarks: Annotated[int, typer.Option("--landmarks", help="Landmarks of nystrom.")] = 1000,
+    by_class: Annotated[bool, typer.Option("--by-class", help="Within and between classes, too.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of what nystrom draws.")] = 0,
 ) -> None:
-    """Train a new classifier on a frozen student, on another data set.
+    """Kernel transfer loss over all images of a part.
 
-    Example: kdtool analyze probe --data stl10 --data-folder data
+    ||K_T - K_S|| / ||K_T|| in the Frobenius norm, with K the matrix of inner products of all pairs of images, or of
+    another kernel. Exact, save for nystrom, which says how sure it is.
+
+    Example: kdtool analyze gram-gap runs/* --by-class
     """
-    values = o.Values("probe", config, (*PROBE, "recipe", "run", "weights"))
-    chosen = values.get("data", data, None, str)
-    if chosen is None:
-        from kdtool.data import DATASETS
+    from kdtool.analysis.analyses import GapPlan
+    from kdtool.analysis.analyses import gram_gap as compute
+    from kdtool.analysis.kernels import Kernel
 
-        raise UsageError(f"--data is missing: one of {', '.join(DATASETS)}")
-    from kdtool.analysis.probe import ProbeConfig
-    from kdtool.analysis.probe import probe as train
-    from kdtool.analysis.transfer import newest_run
-    from kdtool.progress import stoppable
+    plan = GapPlan(Kernel(kernel, gamma, degree, constant), algorithm, landmarks, by_class, seed)
+    columns: Columns = {
+        "images": lambda result: f"{result['samples']:,}",
+        "loss": lambda result: f"{result['loss']:.6f}",
+    }
+    if plan.kernel.name in ("rbf", "polynomial"):
+        columns["95 % sure"] = lambda result: " to ".join(f"{end:.4f}" for end in result["interval"] or ()) or "exact"
+    if by_class:
+        columns["within"] = lambda result: f"{100 * result['by_class']['within_share']:.1f} %"
+        columns["worst class"] = worst_class
+    columns["algorithm"] = lambda result: result["algorithm"]
+    name = "kernel transfer loss" if plan.kernel.name == "linear" else f"{plan.kernel.name} kernel transfer loss"
+    finish("gram-gap", common, lambda *given: compute(given[0], given[1], plan, *given[2:]), name, columns)
 
-    workspace = o.open_workspace(folder, cache)
-    named = values.get("run", None, None, str)
-    asked = ProbeConfig(
-        run=run or (workspace.runs / named if named else newest_run(workspace)),
-        data=chosen,
-        recipe=values.recipe(
-            recipe or (None if "recipe" in values.table else "probe-icd"),
-            epochs=epochs,
-            batch=batch,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            optimizer=optimizer,
-            schedule=schedule,
-        ),
-        stage=values.get("stage", stage, "", str),
-        whole=values.get("whole", whole or None, False, bool),
-        batchnorm=values.get("batchnorm", batchnorm, "train", str),
-        data_folder=values.where("data_folder", data_folder),
-        validation=values.get("validation", validation, None, int),
-        few_shot=values.get("few_shot", few_shot, None, int),
-        image_size=values.get("image_size", image_size, None, int),
-        crop=values.get("crop", crop, None, str),
-        seed=values.get("seed", seed, 0, int),
-        device=values.get("device", device, "auto", str),
-        precision=values.get("precision", precision, "auto", str),
+
+def worst_class(result: "Result") -> str:
+    """The class in whose rows most of the difference lies."""
+    classes = result["by_class"]["classes"]
+    worst = max(classes, key=lambda gap: gap["share"])
+    return f"{worst['label']} ({100 * worst['share']:.1f} %)"
+
+
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", help="Landmarks: class, random or kmeans; repeat.  [default: all three]"),
+]
+Count = Annotated[
+    int | None, typer.Option("--count", help="Random and k-means landmarks.  [default: one for each class]")
+]
+PerClass = Annotated[int | None, typer.Option("--per-class", help="k-means within every class, so many centres each.")]
+DrawSeed = Annotated[int, typer.Option("--seed", help="Of random images and of k-means.")]
+
+
+def plan_of(kinds: Sequence[str] | None, count: int | None, per_class: int | None, seed: int) -> "Plan":
+    """The landmarks that are asked for."""
+    from kdtool.analysis.landmarks import STRATEGIES, Plan
+
+    return Plan(tuple(kinds or STRATEGIES), count, per_class, seed)
+
+
+@analysis("bounds")
+def bounds(
+    common: Common,
+    kinds: Kinds = None,
+    count: Count = None,
+    per_class: PerClass = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Largest eigenvalues of W that are kept.  [default: all]")
+    ] = None,
+    seed: DrawSeed = 0,
+) -> None:
+    """KDA's bounds on the kernel gap, next to the true gap.
+
+    Corollaries 1 and 2, Lemma 1 and Theorem 2 with its terms a and b; a bound whose assumptions fail is marked.
+
+    Example: kdtool analyze bounds --layer before_fc --kind class
+    """
+    from kdtool.analysis.analyses import bounds as compute
+
+    plan = plan_of(kinds, count, per_class, seed)
+    columns: Columns = {
+        "landmarks": lambda result: f"{result['landmarks']} ({result['count']})",
+        "bound": lambda result: "\n".join(bound["name"] for bound in result["bounds"]),
+        "over the gap": lambda result: "\n".join(times(bound) for bound in result["bounds"]),
+        "assumes": lambda result: "\n".join("holds" if b["guaranteed"] else "fails" for b in result["bounds"]),
+    }
+    finish(
+        "bounds",
+        common,
+        lambda *given: compute(given[0], given[1], plan, rank, *given[2:]),
+        "bounds on the kernel gap",
+        columns,
+        assumptions,
     )
-    with Shown(quiet) as shown, stoppable() as stop:
-        result = train(asked, shown, stop)
-    if json:
-        print_json(result)
-        return
-    print_line(
-        f"{result['network']} of {result['run']} on {result['data']} ({result['kind']}): test accuracy "
-        f"{result['test_accuracy']['last']:.2f} % (last)"
+
+
+def assumptions(result: "Result") -> list[str]:
+    """What the bounds rest on, and which of it fails."""
+    sides = result["student"], result["teacher"]
+    smallest, ranks = (" and ".join(f"{side[key]:.3g}" for side in sides) for key in ("smallest", "rank"))
+    failing = dict.fromkeys(reason for bound in result["bounds"] for reason in bound["failing"])
+    share = f"{100 * result['lemma_1']['share']:.1f} % of {result['lemma_1']['pairs']:,} pairs"
+    return [
+        f"{result['landmarks']} ({result['count']}): gap {result['gap']:.3g}, c {result['c']:.3g}, r {result['r']:.3g}",
+        f"  of W_S and W_T the smallest eigenvalues are {smallest}, the ranks {ranks}",
+        f"  Lemma 1 holds for {share}",
+        f"  Theorem 2: a {result['term_a']:.3g}, tighter {result['term_a_tighter']:.3g}, and b {result['term_b']:.3g}",
+        *(f"  fails: {reason}" for reason in failing),
+        *(f"  {note}" for note in result["notes"]),
+    ]
+
+
+def times(bound: dict[str, Any]) -> str:
+    """How many times the true gap a bound is."""
+    return number(bound["ratio"], 3) + ("" if bound["ratio"] is None else " x")
+
+
+@analysis("spectrum")
+def spectrum(
+    common: Common,
+    kinds: Kinds = None,
+    count: Count = None,
+    per_class: PerClass = None,
+    draws: Annotated[int, typer.Option("--draws", help="Draws of random landmarks.")] = 5,
+    seed: DrawSeed = 0,
+) -> None:
+    """Eigenvalues of kernels and landmarks; what Nystrom can reach.
+
+    Example: kdtool analyze spectrum --layer before_fc
+    """
+    from kdtool.analysis.analyses import spectrum as compute
+
+    plan = plan_of(kinds, count, per_class, seed)
+    columns: Columns = {
+        "side": lambda result: "student\nteacher",
+        "width": lambda result: "\n".join(str(result[side]["width"]) for side in ("student", "teacher")),
+        "effective rank": lambda result: both(result, "effective_rank"),
+        "participation": lambda result: both(result, "participation_ratio"),
+        **{f"W {name}, smallest": functools.partial(smallest, name) for name in plan.strategies},
+    }
+    finish(
+        "spectrum",
+        common,
+        lambda *given: compute(given[0], given[1], plan, draws, *given[2:]),
+        "spectra of the kernels",
+        columns,
     )
-    print_line(f"kept in {asked.run / result['name']}")
+
+
+def both(result: "Result", name: str) -> str:
+    """A number of both sides, one below the other."""
+    return "\n".join(number(result[side][name]) for side in ("student", "teacher"))
+
+
+def smallest(name: str, result: "Result") -> str:
+    """The smallest eigenvalues of W_S and W_T for one kind of landmarks."""
+    found = [held for held in result["landmarks"] if held["landmarks"] == name]
+    return "\n".join(number(held[side]["smallest"]) for held in found for side in ("student", "teacher"))
+
+
+@analysis("landmarks")
+def landmarks(
+    common: Common,
+    kinds: Kinds = None,
+    count: Count = None,
+    per_class: PerClass = None,
+    seed: DrawSeed = 0,
+) -> None:
+    """Estimated and true transfer loss over a training.
+
+    Needs a run of `kdtool distill --keep-weights 1`.
+
+    Example: kdtool analyze landmarks --layer before_fc
+    """
+    from kdtool.analysis.analyses import landmarks as compute
+
+    plan = plan_of(kinds, count, per_class, seed)
+    columns: Columns = {
+        "epoch": lambda result: "\n".join(str(shot["epoch"]) for shot in result["snapshots"]),
+        "true loss": lambda result: "\n".join(number(shot["loss"]) for shot in result["snapshots"]),
+        **{
+            f"{name}{form}": functools.partial(estimates, place, key)
+            for place, name in enumerate(plan.strategies)
+            for form, key in (("", "plain"), (" W", "whitened"))
+        },
+    }
+    finish("landmarks", common, lambda *given: compute(given[0], given[1], plan, *given[2:]), "landmarks", columns)
+
+
+def estimates(place: int, key: str, result: "Result") -> str:
+    """The estimates of one kind of landmarks over the epochs."""
+    return "\n".join(number(shot["estimates"][place][key]) for shot in result["snapshots"])
+
+
+@analysis("correlation")
+def correlation(
+    common: Common,
+    images: Annotated[
+        int | None, typer.Option("--images", help="First images of the standardised form; 0 for all.  [default: 256]")
+    ] = None,
+) -> None:
+    """Class correlations of both networks' logits.
+
+    ICD's figure 1 in both published forms; see it in the plot. --part test is the published part.
+
+    Example: kdtool analyze correlation --part test
+    """
+    from kdtool.analysis.analyses import correlation as compute
+    from kdtool.analysis.correlation import PUBLISHED_IMAGES
+
+    taken = PUBLISHED_IMAGES if images is None else images or None
+    columns: Columns = {
+        "form": lambda result: result["form"],
+        "images": lambda result: f"{result['samples']:,}",
+        "||difference||": lambda result: number(result["difference_norm"]),
+        "mean": lambda result: number(result["mean_difference"]),
+        "largest": lambda result: number(result["largest_difference"]),
+        "correlation": lambda result: number(result["correlation"]),
+    }
+    finish(
+        "correlation",
+        common,
+        lambda *given: compute(given[0], given[1], taken, *given[2:]),
+        "class correlation of logits",
+        columns,
+    )
+
+
+@analysis("similarity")
+def similarity(
+    common: Common,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the KL divergence.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the subsets of Spearman's RSA.")] = 0,
+) -> None:
+    """CKA, RSA, agreement, KL and calibration.
+
+    Example: kdtool analyze similarity --part test
+    """
+    from kdtool.analysis.analyses import similarity as compute
+
+    columns: Columns = {
+        "CKA": lambda result: number(result["cka"]["cka"]),
+        "RSA": lambda result: number(result["rsa"]["pearson"]),
+        "Spearman": lambda result: number(result["rsa"]["spearman"]),
+        "agree": lambda result: predicted(result, "agreement", 100),
+        "KL": lambda result: predicted(result, "kl"),
+        "ECE student": lambda result: calibration(result, "student"),
+        "ECE teacher": lambda result: calibration(result, "teacher"),
+    }
+    finish(
+        "similarity",
+        common,
+        lambda *given: compute(given[0], given[1], temperature, seed, *given[2:]),
+        "similarity",
+        columns,
+    )
+
+
+def predicted(result: "Result", name: str, times: int = 1) -> str:
+    """A number of the predictions; a share in percent."""
+    said = result["predictions"]
+    return "" if said is None else f"{100 * said[name]:.2f} %" if times == 100 else number(said[name])
+
+
+def calibration(result: "Result", side: str) -> str:
+    """The expected calibration error of a side."""
+    said = result["predictions"]
+    return "" if said is None or said[side] is None else f"{100 * said[side]['calibration_error']:.2f} %"
+
+
+app.command("probe")(probe)

@@ -23,6 +23,7 @@ def quickstart(
     from dataclasses import replace
 
     from kdtool import files
+    from kdtool.analysis.kept import read_results
     from kdtool.progress import stoppable
     from kdtool.workflows.quickstart import Quickstart
     from kdtool.workflows.quickstart import quickstart as run
@@ -33,10 +34,7 @@ def quickstart(
     rows = []
     for path in sorted((folder / "runs").glob("*/result.json"), key=lambda p: p.stat().st_mtime):
         result = files.read_json(path, "remove the folder and run again")
-        gaps = path.with_name("gram-gap.json")
-        losses = (
-            {g["layer"]: g["loss"] for g in files.read_json(gaps, f"remove {gaps}")["gaps"]} if gaps.exists() else {}
-        )
+        losses = {gap["layer"]: gap["loss"] for gap in read_results(path.parent, "gram-gap")}
         rows.append(
             (
                 result["name"],

@@ -1,7 +1,8 @@
-"""Plots of training and transfer: as files, or as SVG that takes its colours and font from the page around it.
+"""Plots of training and transfer: as bytes, or as SVG that takes its colours and font from the page around it.
 
 matplotlib is optional (the extra `plots`) and used through its object interface: no pyplot, no global state.
-Left out: reading results, the page, and titles, which belong to the page.
+Left out: reading results, the page, titles and legends, which belong to the page, and plots that are files of their own
+(figures).
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdtool import files
 from kdtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ SERIES = {
 }
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 MARKERS = ("o", "s", "D")
-ENDINGS = (".svg", ".png", ".pdf")
 WIDTH = 360  # points, shown as pixels at least on a telephone: letters keep their size there
 
 
@@ -131,24 +130,26 @@ def scatter(points: Sequence[Point], reference: float | None = None) -> Figure:
     return figure
 
 
-def gap_plot(gaps: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes the kernel transfer losses of one run, one bar a layer, as .svg, .png or .pdf."""
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"{path} is no plot that can be written; expected a name that ends in {', '.join(ENDINGS)}")
-    points = [Point(f"{gap['layer']} ({gap['part']})", 1, [float(gap["loss"])]) for gap in gaps]
-    with files.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, rendered(bars(points), path.suffix.lower()[1:]))
-
-
 def canvas(height: float, left: float = 40) -> tuple[Figure, Axes]:
     """A figure of WIDTH x height points with one pair of axes, drawn as little as possible."""
+    figure = blank(height)
+    return figure, placed(figure, (left, 8, WIDTH - left - 8, height - 44))
+
+
+def blank(height: float) -> Figure:
+    """A figure of WIDTH x height points without axes."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError('plots need matplotlib; install it with pip install "kdtool[plots]"') from None
-    figure = Figure(figsize=(WIDTH / 72, height / 72))
-    axes = figure.add_axes((left / WIDTH, 36 / height, (WIDTH - left - 8) / WIDTH, (height - 44) / height))
+    return Figure(figsize=(WIDTH / 72, height / 72))
+
+
+def placed(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+    """Axes in a figure: the box is left, top, width and height in points, from the figure's upper left corner."""
+    left, top, width, height = box
+    whole = figure.get_figheight() * 72
+    axes = figure.add_axes((left / WIDTH, 1 - (top + height) / whole, width / WIDTH, height / whole))
     axes.set_facecolor("none")
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -156,7 +157,7 @@ def canvas(height: float, left: float = 40) -> tuple[Figure, Axes]:
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(FAINT)
-    return figure, axes
+    return axes
 
 
 def limits(lines: Sequence[Line], reference: float | None) -> tuple[float, float]:
@@ -213,12 +214,16 @@ def short(loss: float) -> str:
 
 
 def rendered(figure: Figure, kind: str, transparent: bool = False) -> bytes:
-    """The figure as svg, png or pdf; the same figure gives the same bytes."""
+    """The figure as svg, png or pdf; the same figure gives the same bytes.
+
+    A letter that matplotlib's font lacks is a box in png and pdf, and itself in svg, where the reader's fonts have it.
+    """
     from matplotlib import rc_context
 
     target = io.BytesIO()
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kdtool"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kdtool"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(target, format=kind, dpi=200, transparent=transparent, metadata=metadata)
     return target.getvalue()
 

@@ -9,27 +9,41 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdtool import files
+from kdtool.analysis.analysed import Analysed, read_analysed
+from kdtool.analysis.checked import HUGE
 from kdtool.engine.runs import read_toml
 from kdtool.errors import DamageError, KdtoolError, UsageError
+
+T = TypeVar("T")
 
 ORDER = ("", "kd", "kda")  # of students: no teacher, then these; other methods follow by name
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of metrics.jsonl: the weighted training loss and the accuracies in percent."""
+    """One line of metrics.jsonl: the weighted training loss and the accuracies in percent.
+
+    stage: its name; taught: whether a term of a method was active.
+    """
 
     loss: float
     train_accuracy: float
     test_accuracy: float
+    stage: str = ""
+    taught: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. Accuracies in percent; seconds by part, "total" among them; gaps: (layer, part) -> loss."""
+    """One finished run. Accuracies in percent; seconds by part, "total" among them.
+
+    samples: training images; teacher_seconds: what an answer of the teacher took when the cache was filled; cache_bytes
+    and tap_bytes: of the targets, and of the float32 maps that they stand for, in all views; each None where a result
+    does not say so.
+    """
 
     folder: Path
     command: str
@@ -48,11 +62,39 @@ class Run:
     teacher_accuracy: float
     cache_identity: str | None
     cache_bytes: int | None
+    tap_bytes: int | None
+    samples: int | None
+    teacher_seconds: float | None
     weights_sha256: str
     config: dict[str, Any]
     environment: dict[str, Any]
     epochs: tuple[Epoch, ...]
-    gaps: dict[tuple[str, str], float]
+    analysed: Analysed
+
+    @property
+    def gaps(self) -> dict[tuple[str, str], float]:
+        """(layer, part) -> kernel transfer loss of the linear kernel."""
+        found = self.analysed.results.get("gram-gap", ())
+        exact = [gap for gap in found if gap["kernel"] == "linear" and gap["landmarks"] is None]
+        return {(gap["layer"], gap["part"]): gap["loss"] for gap in exact}
+
+    @property
+    def answers(self) -> int | None:
+        """How often the training looked at the teacher's answer to an image; None where that is not known.
+
+        Those are the epochs of all stages that have a term of a method, each over all training images.
+        """
+        taught = {epoch.stage for epoch in self.epochs if epoch.taught}
+        if not taught or not self.cache_bytes:
+            return 0
+        return None if self.samples is None else self.samples * sum(epoch.stage in taught for epoch in self.epochs)
+
+    @property
+    def live_seconds(self) -> float | None:
+        """What those answers would have taken from a live teacher, in seconds; None where that is not known."""
+        if self.answers == 0:
+            return 0.0
+        return None if self.answers is None or self.teacher_seconds is None else self.answers * self.teacher_seconds
 
     @property
     def label(self) -> str:
@@ -67,11 +109,11 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that makes the run what it is, save its seed, as one flat dictionary."""
+        """All that makes the run what it is, save its seed, as one flat dictionary; not what changes no result."""
         flat = {"cache": self.cache_identity, "teacher": self.teacher_sha256 if self.command != "teach" else None}
         for key, value in self.config.items():
             flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-        return {key: value for key, value in flat.items() if key != "seed"}
+        return {key: value for key, value in flat.items() if key not in ("seed", "keep_weights", "data_folder")}
 
 
 @dataclass(frozen=True)
@@ -150,17 +192,15 @@ def read_run(folder: Path) -> Run:
     config = read_toml(folder / "config.toml")
     environment = files.read_json(folder / "environment.json", repair)
     result = files.read_json(folder / "result.json", repair)
-    gaps: dict[str, Any] = {"gaps": []}
-    if (folder / "gram-gap.json").exists():
-        gaps = files.read_json(folder / "gram-gap.json", "remove it and run `kdtool analyze gram-gap` again")
     name = "metrics.jsonl"
     try:
         epochs = tuple(read_epoch(line) for line in (folder / name).read_text(encoding="utf-8").splitlines())
-        name = "gram-gap.json"
-        losses = {(str(gap["layer"]), str(gap["part"])): finite(gap["loss"]) for gap in gaps["gaps"]}
         name = "result.json"
-        return make_run(folder, result, config, environment, epochs, losses)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        weights = str(result["weights_sha256"])
+        left = [stage for stage in result.get("stages") or () if "weights_sha256" in stage]
+        stages = {str(stage["stage"]): str(stage["weights_sha256"]) for stage in left}
+        return make_run(folder, result, config, environment, epochs, read_analysed(folder, weights, stages))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else f"is not as kdtool writes it ({error})"
         raise DamageError(f"{folder / name} {what}; {repair}") from None
 
@@ -170,16 +210,23 @@ def read_epoch(line: str) -> Epoch:
     row = json.loads(line)
 
     def number(name: str) -> float:
-        return math.nan if row[name] is None else float(row[name])
+        value = math.nan if row[name] is None else float(row[name])
+        return value if abs(value) < HUGE else math.nan
 
-    return Epoch(number("loss"), number("train_accuracy"), number("test_accuracy"))
+    measured = number("loss"), number("train_accuracy"), number("test_accuracy")
+    return Epoch(*measured, stage=str(row["stage"]), taught=bool(set(row["terms"]) - {"task"}))
 
 
 def finite(value: Any) -> float:
     """A number that can be shown."""
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value < HUGE:
         raise ValueError(f"{value} where a finite number of at least 0 is expected")
     return float(value)
+
+
+def optional(value: Any, kind: Callable[[Any], T]) -> T | None:
+    """The value, or None where there is none."""
+    return None if value is None else kind(value)
 
 
 def make_run(
@@ -188,10 +235,10 @@ def make_run(
     config: dict[str, Any],
     environment: dict[str, Any],
     epochs: tuple[Epoch, ...],
-    gaps: dict[tuple[str, str], float],
+    analysed: Analysed,
 ) -> Run:
     """A run from the plain values of its files."""
-    selected, cache, teacher = result["test_accuracy"]["selected"], result["cache"], result["teacher"]
+    selected, cache, teacher = result["test_accuracy"]["selected"], result["cache"] or {}, result["teacher"]
     return Run(
         folder=folder,
         command=str(result["command"]),
@@ -208,13 +255,16 @@ def make_run(
         teacher_network=str(teacher["network"]),
         teacher_sha256=str(teacher["sha256"]),
         teacher_accuracy=finite(teacher["test_accuracy"]),
-        cache_identity=None if cache is None else str(cache["identity"]),
-        cache_bytes=None if cache is None else int(cache["bytes"]),
+        cache_identity=str(cache["identity"]) if cache else None,
+        cache_bytes=int(cache["bytes"]) if cache else None,
+        tap_bytes=optional(cache.get("tap_bytes"), int),
+        samples=optional(result.get("samples"), int),
+        teacher_seconds=optional(teacher.get("seconds_per_image"), finite),
         weights_sha256=str(result["weights_sha256"]),
         config=config,
         environment=environment,
         epochs=epochs,
-        gaps=gaps,
+        analysed=analysed,
     )
 
 

@@ -13,10 +13,14 @@ from kdtool.methods.vectors import pooled
 from kdtool.models.taps import TapReader
 from kdtool.targets import CLEAN
 
+BATCH = 256  # images that are asked for their features at a time; a last batch may be smaller
 
-def clean_batches(images: Images, samples: int, batch: int) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
-    """((start, stop), un-augmented images) of consecutive batches."""
-    bounds = [(start, min(start + batch, samples)) for start in range(0, samples, batch)]
+
+def clean_batches(
+    images: Images, stop: int, batch: int, start: int = 0
+) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+    """((first, end), un-augmented images) of consecutive batches of the images start..stop-1."""
+    bounds = [(first, min(first + batch, stop)) for first in range(start, stop, batch)]
     yield from zip(bounds, images.views((np.arange(*bound), CLEAN) for bound in bounds), strict=True)
 
 
@@ -36,17 +40,12 @@ def accuracy(model: nn.Module, images: Images, labels: torch.Tensor, precision: 
 
 @torch.no_grad()
 def vectors(
-    model: nn.Module, images: Images, samples: int, taps: Sequence[str], batch: int = 256
-) -> dict[str, npt.NDArray[np.float32]]:
-    """The vectors (n, d) of taps over `samples` un-augmented images, in float32; maps are averaged over space."""
+    model: nn.Module, images: Images, taps: Sequence[str], start: int, stop: int, batch: int = BATCH
+) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float32]]]]:
+    """(first, tap -> (rows, d)) of the un-augmented images start..stop-1, in float32; maps are averaged over space."""
     model.eval()
-    found: dict[str, npt.NDArray[np.float32]] = {}
     with TapReader(model, taps) as reader:
-        for (start, stop), pixels in clean_batches(images, samples, batch):
+        for (first, _), pixels in clean_batches(images, stop, batch, start):
             with exact():
                 _, outputs = reader(pixels)
-            for tap, value in outputs.items():
-                rows = pooled(value).cpu().numpy()
-                room = found.setdefault(tap, np.empty((samples, rows.shape[1]), dtype=np.float32))
-                room[start:stop] = rows
-    return found
+            yield first, {tap: pooled(value).cpu().numpy() for tap, value in outputs.items()}

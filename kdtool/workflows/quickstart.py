@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdtool.analysis.transfer import GapConfig, transfer
+from kdtool.analysis.analyses import GapPlan, gram_gap
+from kdtool.analysis.pairs import Asked
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
 from kdtool.engine.optim import recipe
@@ -60,6 +61,6 @@ def quickstart(folder: Path, sizes: Quickstart, progress: Progress, stop: StopRe
         runs.append(workspace.runs / student.title)
     progress.note("4/5 analyze: kernel transfer loss over all images")
     for run in runs:
-        transfer(workspace, GapConfig(run), progress)
+        gram_gap(workspace, Asked((run,)), GapPlan(), progress)
     progress.note("5/5 report")
     return write_report([workspace.runs], folder / "report.html")

@@ -81,7 +81,7 @@ def test_gram_gap_of_a_layer_that_is_not_stored(work: Path, typed: Typed, refuse
     told = refused(3, "holds no stage3.pooled of clean train images", line)
     assert typed(f"{line} --fresh --json").code == 0
     assert typed(" ".join(told.repair), "--quiet").code == 0
-    (gap,) = json.loads(typed(f"{line} --json").out)["gaps"]
+    (gap,) = json.loads(typed(f"{line} --json").out)["results"]
     assert gap["layer"] == "stage3"
     assert open_cache(work / "cache.zarr").views("stage3.pooled") == 3
 
@@ -168,6 +168,7 @@ def test_a_cache_of_another_split(work: Path, refused: Typed) -> None:
 def test_another_data_set(work: Path, data: Path, tmp_path: Path, refused: Typed) -> None:
     folder = Path(shutil.copytree(data, tmp_path / "changed"))
     flip(folder / "cifar-10-batches-bin/data_batch_3.bin")
+    shutil.rmtree(work / "runs/first/features")
     for line in (f"{DISTILL} --run second", EXTRACT, "plan", "analyze gram-gap --quiet"):
         refused(4, ("cifar10 has other content", "--data-folder"), f"{line} --data-folder {folder} --folder", work)
 

@@ -38,7 +38,7 @@ def test_the_literal_lines_run_as_typed(
         assert process.returncode == 0, err
         assert out
         assert "Traceback" not in err
-    assert (folder / "runs/resnet8-kda-before_fc-seed0/gram-gap.json").exists()
+    assert (folder / "runs/resnet8-kda-before_fc-seed0/analysis/gram-gap.json").exists()
     keys = info(folder / "cache.zarr")["keys"]
     labels = [f"stage{number}.srm.sigmoid.mu2.lambda0.02.passes10" for number in (1, 2, 3)]
     assert sorted(keys) == sorted(["logits", "before_fc", *labels])
@@ -125,7 +125,7 @@ JSON = {
     TEACH: "weights_sha256",
     "extract": "keys",
     f"{DISTILL} --run first": "weights_sha256",
-    "analyze gram-gap": "gaps",
+    "analyze gram-gap": "results",
     "plan": "bytes_to_write",
     "cache info": "identity",
     "cache verify": None,

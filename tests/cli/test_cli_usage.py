@@ -109,6 +109,26 @@ WRONG = {  # line -> what the message must hold
     "analyze gram-gap --layer befor_fc": ("'befor_fc'", "did you mean 'before_fc'?"),
     "analyze gram-gap --part validation": ("--part validation", "train, test"),
     "analyze gram-gap --algorithm moment": ("'moment'", "did you mean 'moments'?"),
+    "analyze gram-gap --kernel gauss": ("'gauss'", "linear", "rbf"),
+    "analyze gram-gap --kernel rbf --gamma 0": ("gamma is 0.0", "above 0"),
+    "analyze gram-gap --gamma 1": ("gamma is 1.0", "rbf and polynomial"),
+    "analyze gram-gap --kernel polynomial --degree 0": ("degree 0",),
+    "analyze gram-gap --kernel rbf --algorithm moments": ("rbf has no moments", "blocked or nystrom"),
+    "analyze gram-gap --kernel rbf --algorithm nystrom --landmarks 0": ("landmarks 0",),
+    "analyze gram-gap --plot gap.txt": ("gap.txt", ".svg, .png, .pdf"),
+    "analyze gram-gap student.npy": (".npy files on both sides", "--teacher"),
+    "analyze gram-gap student.npy --teacher teacher.npy": ("cannot read", "student.npy"),
+    "analyze gram-gap --labels labels.npy": (".npy files on both sides",),
+    "analyze bounds --kind classes": ("'classes'", "did you mean 'class'?"),
+    "analyze bounds --kind random --count 0": ("0 landmarks", "at least 1"),
+    "analyze bounds --quiet --kind random --count 100000": ("100000 random landmarks of",),
+    "analyze bounds --quiet --rank 0": ("rank",),
+    "analyze spectrum --quiet --draws 0": ("draws",),
+    "analyze landmarks": ("kept no weights", "--keep-weights 1"),
+    "analyze similarity --quiet --temperature 0": ("temperature",),
+    "analyze correlation --quiet --images 1": ("1",),
+    "distill --method kd --keep-weights 0": ("--keep-weights is at least 1",),
+    "teach --data digits --keep-weights 0": ("--keep-weights is at least 1",),
     "report nowhere": ("nowhere", "not a folder"),
 }
 
@@ -209,6 +229,7 @@ def test_another_number_of_classes(work: Path, data: Path, refused: Typed, monke
 
     real = data_sets.DATASETS["cifar10"]
     monkeypatch.setitem(data_sets.DATASETS, "cifar10", lambda folder: replace(real(folder), classes=100))
+    shutil.rmtree(work / "runs/first/features")
     for line in ("distill --method kda", "extract", "analyze gram-gap"):
         refused(2, ("100 classes", "10 apart"), f"{line} --quiet --folder", work)
     monkeypatch.undo()

@@ -12,7 +12,8 @@ from stopping import StopAfter
 from torch import nn
 
 from kdtool import imports
-from kdtool.analysis.transfer import GapConfig, transfer
+from kdtool.analysis.analyses import GapPlan, gram_gap
+from kdtool.analysis.pairs import Asked
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
 from kdtool.engine.prepare import ExtractConfig, prepare
@@ -76,7 +77,7 @@ def test_named_layers_go_through_all_commands(write: Write, tmp_path: Path) -> N
     config = DistillConfig("foreign_net:net", (at,), PLAN, taps=TAPS)
     result = distill(workspace, config, Silent(), StopRequest())
     assert result["taps"] == TAPS
-    gaps = transfer(workspace, GapConfig(workspace.runs / result["name"]), Silent())
+    gaps = gram_gap(workspace, Asked((workspace.runs / result["name"],)), GapPlan(), Silent())
     assert {gap["layer"] for gap in gaps} == {"before_fc", "after_fc"}
     with pytest.raises(UsageError, match=r"unknown tap|no map|stage"):
         distill(workspace, DistillConfig("foreign_net:net", (at,), PLAN), Silent(), StopRequest())

@@ -50,6 +50,8 @@ LINES = {
     "plan": "--for kda --student resnet8 --views 3 --seed 0 --dtype float32 --device cpu --folder {work}",
     "analyze gram-gap": "{work}/runs/first --layer before_fc --part train --algorithm moments --device cpu "
     "--folder {work}",
+    "analyze bounds": "{work}/runs/first --layer before_fc --kind class --rank 2 --part train --folder {work}",
+    "analyze similarity": "{work}/runs/first --part test --temperature 2 --device cpu --folder {work}",
     "report": "{work}/runs --out {free}/report.html --folder {work}",
     "cache info": "{work}/cache.zarr --folder {work}",
     "cache verify": "{work}/cache.zarr --replay 4 --device cpu --folder {work}",
@@ -206,6 +208,8 @@ def wrong_path(draw: random.Random, command: str, words: list[str]) -> Case:
         "distill": [*choices, *([*words, "--cache", path] for path in (absent, "{config}", "{data}"))],
         "plan": [*choices, [*words, "--data-folder", absent]],
         "analyze gram-gap": [["analyze", "gram-gap", path, *words[3:]] for path in (absent, "{data}", "{config}")],
+        "analyze bounds": [["analyze", "bounds", path, *words[3:]] for path in (absent, "{data}", "{config}")],
+        "analyze similarity": [["analyze", "similarity", path, *words[3:]] for path in (absent, "{data}", "{config}")],
         "report": [["report", path, *words[2:]] for path in (absent, "{config}", "{data}")],
         "cache info": [["cache", "info", path] for path in (absent, "{data}", "{config}", "{work}/runs")],
         "cache verify": [["cache", "verify", path, "--quiet"] for path in (absent, "{data}", "{work}/runs")],

@@ -883,7 +883,7 @@ RECORDS: dict[str, tuple[str, dict[str, Any], str]] = {  # a record, what it say
     "a result of nothing": (f"{RUN}result.json", {"": 0}, "analyze gram-gap"),
     "a state of nothing": (f"{RUN}state.json", {"": 0}, f"{DISTILL} --run first"),
     "an identity of nothing": (f"{RUN}cache.json", {"": 0}, f"{DISTILL} --run first"),
-    "gaps of nothing": (f"{RUN}gram-gap.json", {"": 0}, "analyze gram-gap"),
+    "gaps of nothing": (f"{RUN}analysis/gram-gap.json", {"": 0}, "analyze gram-gap"),
 }
 
 

@@ -1,0 +1,240 @@
+"""Every analysis, over the pairs that were asked for: plain results, kept in the folders of the runs with their plots.
+
+Under several ranks all of them compute and rank 0 writes. Left out: the mathematics (gram, bounds, spectrum, landmarks,
+correlation, similarity) and how plots look (figures).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kdtool.analysis import bounds as bounding
+from kdtool.analysis import correlation as correlating
+from kdtool.analysis import figures, gram
+from kdtool.analysis import spectrum as spectra
+from kdtool.analysis.compared import Basis, Finished, open_pairs, prepared, scratch, teacher_of
+from kdtool.analysis.features import Features, Watched
+from kdtool.analysis.gram import LANDMARKS
+from kdtool.analysis.kept import Result, keep, read_results, results_path
+from kdtool.analysis.kernels import Kernel
+from kdtool.analysis.landmarks import Plan, landmark_sets, training
+from kdtool.analysis.pairs import Asked, Pairs, run_names
+from kdtool.analysis.predictions import Predictions, predictions
+from kdtool.analysis.rsa import RSA, rsa
+from kdtool.analysis.similarity import LinearCKA, linear_cka
+from kdtool.engine.job import check_seed
+from kdtool.engine.keeping import Kept, kept
+from kdtool.engine.ranks import Alone, Ranks
+from kdtool.engine.workspace import Workspace
+from kdtool.errors import UsageError
+from kdtool.progress import Progress
+
+ALONE = Alone()
+
+
+@dataclass(frozen=True)
+class GapPlan:
+    """How `gram_gap` compares, in the words of `kdtool.analysis.gram.gram_gaps`; by_class: the loss by class too."""
+
+    kernel: Kernel = field(default_factory=Kernel)
+    algorithm: str = "auto"
+    landmarks: int = LANDMARKS
+    by_class: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        gram.check(self.kernel, self.algorithm, self.landmarks)
+        check_seed(self.seed)
+
+
+def gram_gap(
+    workspace: Workspace, asked: Asked, plan: GapPlan, progress: Progress, ranks: Ranks = ALONE
+) -> list[Result]:
+    """The kernel transfer loss of every student in every layer."""
+
+    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
+        if plan.by_class and pairs.labels is None:
+            raise UsageError("--by-class needs labels; give them with --labels LABELS.npy")
+        return gram.gram_gaps(
+            pairs.of(layer),
+            pairs.teacher[layer],
+            kernel=plan.kernel,
+            algorithm=plan.algorithm,
+            labels=pairs.labels if plan.by_class else None,
+            landmarks=plan.landmarks,
+            seed=plan.seed,
+            ranks=ranks,
+        )
+
+    return of_layers(workspace, asked, "gram-gap", of, progress, ranks)
+
+
+def of_layers(
+    workspace: Workspace,
+    asked: Asked,
+    analysis: str,
+    of: Callable[[Pairs, str], Mapping[str, Any]],
+    progress: Progress,
+    ranks: Ranks,
+) -> list[Result]:
+    """The results of every student in every layer; `of` gives those of a layer, by the names of students.
+
+    A student has one result in a layer, or a list of them.
+    """
+    found: list[Result] = []
+    with open_pairs(workspace, asked, progress, ranks) as opened:
+        folders = {name: student.folder for name, student in opened.students.items() if student.folder}
+        for folder in folders.values():
+            read_results(folder, analysis)  # what is damaged is told of before anything is computed
+        pairs = replace(
+            opened, teacher={layer: Watched(side, progress, analysis) for layer, side in opened.teacher.items()}
+        )
+        for layer in pairs.layers:
+            students = "1 student" if len(pairs.students) == 1 else f"{len(pairs.students)} students"
+            progress.note(f"{analysis}: {layer} of {students} ({pairs.part})")
+            for name, results in of(pairs, layer).items():
+                listed = results if isinstance(results, list) else [results]
+                found += [{**pairs.about(name, layer), **asdict(result)} for result in listed]
+    if ranks.rank == 0:
+        write(analysis, folders, found, progress)
+    return found
+
+
+def bounds(
+    workspace: Workspace, asked: Asked, plan: Plan, rank: int | None, progress: Progress, ranks: Ranks = ALONE
+) -> list[Result]:
+    """KDA's bounds for every set of landmarks of the plan, next to the true gap."""
+
+    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
+        teacher, found = pairs.teacher[layer], {}
+        for name, student in pairs.of(layer).items():
+            sets = landmark_sets(student, teacher, pairs.labels, plan)
+            gap = gram.gram_gap(student, teacher, ranks=ranks)
+            found[name] = [
+                bounding.bounds(student, teacher, landmarks, rank, gap=gap, ranks=ranks) for landmarks in sets.values()
+            ]
+        return found
+
+    return of_layers(workspace, asked, "bounds", of, progress, ranks)
+
+
+def spectrum(
+    workspace: Workspace, asked: Asked, plan: Plan, draws: int, progress: Progress, ranks: Ranks = ALONE
+) -> list[Result]:
+    """Eigenvalues of the kernels and of the landmarks' W, and Nystrom errors as landmarks grow."""
+
+    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
+        teacher, found = pairs.teacher[layer], {}
+        for name, student in pairs.of(layer).items():
+            sets = list(landmark_sets(student, teacher, pairs.labels, plan).values())
+            found[name] = spectra.spectrum(
+                student,
+                teacher,
+                sets,
+                pairs.labels,
+                draws=draws,
+                seed=plan.seed,
+                strategies=plan.strategies,
+                ranks=ranks,
+            )
+        return found
+
+    return of_layers(workspace, asked, "spectrum", of, progress, ranks)
+
+
+def correlation(
+    workspace: Workspace, asked: Asked, images: int | None, progress: Progress, ranks: Ranks = ALONE
+) -> list[Result]:
+    """Both published forms of the class correlation of logits; images: of the first form, None for all."""
+
+    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
+        teacher, found = pairs.teacher[layer], {}
+        for name, student in pairs.of(layer).items():
+            found[name] = [correlating.standardised(student, teacher, images=images)]
+            if pairs.labels is not None:
+                found[name].append(correlating.class_means(student, teacher, pairs.labels))
+        return found
+
+    return of_layers(workspace, replace(asked, layers=("after_fc",)), "correlation", of, progress, ranks)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """What `similarity` measures in one layer; predictions of logits only."""
+
+    cka: LinearCKA
+    rsa: RSA
+    predictions: Predictions | None
+
+
+def similarity(
+    workspace: Workspace, asked: Asked, temperature: float, seed: int, progress: Progress, ranks: Ranks = ALONE
+) -> list[Result]:
+    """Linear CKA and RSA in every layer, and of after_fc agreement, KL and calibration."""
+    check_seed(seed)
+
+    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
+        teacher, found = pairs.teacher[layer], {}
+        for name, student in pairs.of(layer).items():
+            said = None
+            if layer == "after_fc":
+                said = predictions(student, teacher, pairs.labels, temperature=temperature)
+            cka = linear_cka(student, teacher, ranks=ranks)
+            found[name] = Similarity(cka, rsa(student, teacher, seed=seed, ranks=ranks), said)
+        return found
+
+    return of_layers(workspace, asked, "similarity", of, progress, ranks)
+
+
+def landmarks(workspace: Workspace, asked: Asked, plan: Plan, progress: Progress, ranks: Ranks = ALONE) -> list[Result]:
+    """Estimates from landmarks and the true loss over the training of runs that kept their weights."""
+    found: list[Result] = []
+    folders: dict[str, Path] = {}
+    with ExitStack() as stack:
+        basis, taps, runs = prepared(workspace, asked, progress, ranks)
+        teacher, source = teacher_of(workspace, asked, basis, taps, runs[0], stack)
+        for name, run in zip(run_names(asked.students), runs, strict=True):
+            folders[name] = run.folder
+            read_results(run.folder, "landmarks")
+            weights = kept(run.folder)
+            if not weights:
+                raise UsageError(
+                    f"{run.folder} kept no weights of its training; distil with --keep-weights 1 (every epoch) into "
+                    "another --run"
+                )
+            held = stack.enter_context(scratch(workspace.folder, ranks))
+            about = {"run": name, "part": asked.part, "weights_sha256": run.sha256}
+            for tap in taps:
+                epochs = over_training(run, weights, basis, tap, taps, held)
+                said = training(epochs, teacher[tap], basis.labels, plan)
+                found.append({**about, "layer": tap, "teacher_features": source[tap], **asdict(said)})
+    if ranks.rank == 0:
+        write("landmarks", folders, found, progress)
+    return found
+
+
+def over_training(
+    run: Finished, weights: Sequence[Kept], basis: Basis, tap: str, taps: Sequence[str], folder: Path
+) -> Iterator[tuple[str, int, Features]]:
+    """(stage, epoch, features of a tap) of all weights that a run kept; all taps are computed at once, and kept."""
+    for known in weights:
+        trained = functools.partial(run.trained, run.folder / known.file, known.sha256)
+        name = f"{known.stage}-{known.epoch}"
+        yield known.stage, known.epoch, basis.features(folder, name, known.sha256, run.shapes, taps, trained)[tap]
+
+
+def write(analysis: str, folders: Mapping[str, Path], found: Sequence[Result], progress: Progress) -> None:
+    """Keeps the results of every run in its folder, with the plots of all that is kept there."""
+    for name, folder in folders.items():
+        results = keep(folder, analysis, [result for result in found if result["run"] == name])
+        if importlib.util.find_spec("matplotlib"):
+            for title, figure in figures.drawn(analysis, results).items():
+                figures.save(figure, results_path(folder, title).with_suffix(".svg"))
+    if not importlib.util.find_spec("matplotlib"):
+        progress.note('no plots were drawn: they need matplotlib, pip install "kdtool[plots]"')

@@ -1,0 +1,56 @@
+"""What analyses found out about a run, kept in its folder: analysis/<name>.json, a list of results.
+
+A result says of which layer and part of the data it is, and of which weights; a new one takes the place of the one
+that it repeats. Left out: plots, which lie beside the lists.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdtool import files
+
+Result = dict[str, Any]
+
+SAME = (
+    "layer",
+    "part",
+    "kernel",
+    "landmarks",
+    "count",
+    "rank",
+    "form",
+)  # fields that tell two results of one analysis apart
+
+
+def results_path(run: Path, analysis: str) -> Path:
+    """Where the results of an analysis lie."""
+    return run / "analysis" / f"{analysis}.json"
+
+
+def read_results(run: Path, analysis: str) -> list[Result]:
+    """The results of an analysis that are kept; none where it has not been made."""
+    path = results_path(run, analysis)
+    if not path.exists():
+        return []
+    found: list[Result] = files.read_json(path, f"remove {path}", {"results": list})["results"]
+    for result in found:
+        files.check_fields(result, {"layer": str, "part": str}, f"a result in {path}", f"remove {path}")
+    return found
+
+
+def keep(run: Path, analysis: str, found: Sequence[Mapping[str, Any]]) -> list[Result]:
+    """Adds results to those that are kept; gives all of them."""
+    path = results_path(run, analysis)
+    renewed = [identity(result) for result in found]
+    held = [result for result in read_results(run, analysis) if identity(result) not in renewed]
+    with files.explained(path):
+        path.parent.mkdir(exist_ok=True)
+    results = [*held, *map(dict, found)]
+    files.write_json(path, {"results": results})
+    return results
+
+
+def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two results have in common of which one takes the other's place; lists in these places tell nothing."""
+    return tuple(value if isinstance(value := result.get(name), str | int) else None for name in SAME)
