@@ -15,7 +15,7 @@ def report(
     folder: o.Folder = Path(),
     json: o.Json = False,
 ) -> None:
-    """Write one HTML file: results, curves, transfer loss, cost.
+    """Write one HTML file: results, curves, kernels, cost.
 
     Example: kdtool report
     """

@@ -1,89 +1,27 @@
 """The HTML report of made-up runs: what it shows, what it leaves out, and that it needs nothing beside itself."""
 
-import html.parser
 import json
 import math
 import re
 import sys
 
 import pytest
+from report_runs import CACHE, TEACHER, Page, damage, gap, read, table_rows, write_run
 
 from kdtool import files
 from kdtool.analysis import plots
+from kdtool.analysis.kept import keep
 from kdtool.analysis.results import grouped, read_run, read_runs
-from kdtool.engine.runs import toml
 from kdtool.errors import DamageError, UsageError
 from kdtool.workflows.report import write_report
-
-TEACHER, CACHE = "7e" * 32, "ca" * 32
-RECIPE = {"epochs": 30, "batch": 256, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "cosine"}
-ENVIRONMENT = {"kdtool": "0.1.0", "python": "3.12.1", "torch": "2.10.0", "device": "A processor", "threads": 8}
-VOID = {"meta", "path", "use", "br"}
-
-
-def write_run(folder, command, network, method, options, seed, reached, gaps=None, seconds=900.0, epochs=30):
-    """A finished run as the engine writes it; `reached` is the accuracy that the curve tends to."""
-    folder.mkdir(parents=True)
-    config = {"command": command, "seed": seed, "recipe": RECIPE}
-    config |= {"data": "cifar100", "network": network} if command == "teach" else {"student": network, "views": 8}
-    config |= {} if command == "teach" else {"method": (method or ["none"])[0], "with": method[1:], "set": options}
-    (folder / "config.toml").write_text(toml(config))
-    files.write_json(folder / "environment.json", ENVIRONMENT)
-    curve = [
-        reached * (1 - math.exp(-(epoch + 2) / 6)) + math.sin(9 * epoch + seed) / (epoch + 1) for epoch in range(epochs)
-    ]
-    rows = [
-        {
-            "stage": "train",
-            "epoch": epoch,
-            "steps": 196,
-            "learning_rate": 0.1,
-            "loss": 4.6 * math.exp(-epoch / 8) + 0.05 + 0.2 * len(method),
-            "terms": {"task": 1.0},
-            "train_accuracy": min(100.0, accuracy + 8),
-            "validation_accuracy": None,
-            "test_accuracy": accuracy,
-            "seconds": seconds * (epoch + 1) / epochs,
-        }
-        for epoch, accuracy in enumerate(curve)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files.write_json(
-        folder / "result.json",
-        {
-            "command": command,
-            "name": folder.name,
-            "network": network,
-            "method": method,
-            "options": options,
-            "seed": seed,
-            "epochs": epochs,
-            "batch": 256,
-            "views": None if command == "teach" else 8,
-            "parameters": 21_328_292 if command == "teach" else 11_220_132,
-            "teacher": {"network": "resnet34", "sha256": TEACHER, "test_accuracy": 78.44},
-            "test_accuracy": {"last": curve[-1], "best": max(curve), "selected": None},
-            "validation_accuracy": None,
-            "seconds": {"total": seconds, "train": 0.8 * seconds, "data": 0.05 * seconds, "evaluate": 0.15 * seconds},
-            "cache": None if command == "teach" else {"identity": CACHE, "bytes": 409_600_000 if method else 0},
-            "weights_sha256": f"{len(folder.name):02x}" * 32,
-        },
-    )
-    if gaps:
-        layers = zip(("before_fc", "after_fc"), gaps, strict=True)
-        found = [
-            {"layer": name, "part": "train", "loss": loss, "samples": 50_000, "algorithm": "moments"}
-            for name, loss in layers
-        ]
-        files.write_json(folder / "gram-gap.json", {"gaps": found})
 
 
 @pytest.fixture
 def runs(tmp_path):
     """A teacher, two students without it, two with KD, two KDA variants and their combination with KD."""
     folder = tmp_path / "runs"
-    both = {"kda.layers": ["before_fc", "after_fc"], "kda.alpha": 0.04}
-    one = {"kda.layers": ["before_fc"], "kda.alpha": 0.04}
+    both = {"kda.layers": ["before_fc", "after_fc"], "kda.weight": 0.04}
+    one = {"kda.layers": ["before_fc"], "kda.weight": 0.04}
     write_run(folder / "teacher", "teach", "resnet34", [], {}, 0, 78.9, seconds=9100.0)
     for seed in (0, 1):
         gaps = (0.412 + 0.01 * seed, 0.553 - 0.02 * seed)
@@ -102,44 +40,6 @@ def runs(tmp_path):
     return folder
 
 
-class Page(html.parser.HTMLParser):
-    """Visible text, attributes, and whether every element is closed."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.open, self.text, self.attributes, self.tags = [], [], [], []
-        self.feed(source)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-
-def read(path):
-    return Page(path.read_text(encoding="utf-8"))
-
-
-def table_rows(source):
-    """The cells of every row of the first table, by the head of its row."""
-    table = source[source.index("<tbody>") : source.index("</tbody>")]
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)
-    return {re.sub("<.*?>", "", head): re.findall(r"<td[^>]*>(.*?)</td>", cells) for head, cells in rows}
-
-
 def test_the_page_needs_nothing_beside_itself(runs, tmp_path):
     out = write_report([runs], tmp_path / "new" / "report.html")
     source = out.read_text()
@@ -147,8 +47,8 @@ def test_the_page_needs_nothing_beside_itself(runs, tmp_path):
     assert not re.search(r"https?:|//\w|@import|<script|<link|<img", source)
     links = [value for name, value in page.attributes if name in ("href", "src") or (value or "").startswith("url(")]
     names = [value for name, value in page.attributes if name == "id"]
-    assert links
-    assert all(link.strip("url()").removeprefix("#") in names for link in links)
+    assert len([link for link in links if link in ("#results", "#kernel-transfer", "#how-to-run-it-again")]) == 3
+    assert all(re.sub(r"^url\(|\)$", "", link).removeprefix("#") in names for link in links)
     assert len(set(names)) == len(names)
     assert "prefers-color-scheme: dark" in source
     assert 'name="viewport"' in source
@@ -156,39 +56,103 @@ def test_the_page_needs_nothing_beside_itself(runs, tmp_path):
     assert write_report([runs], tmp_path / "again.html").read_text() == source
 
 
-def test_the_table_has_teacher_first_then_students_in_order_with_spread_over_seeds(runs, tmp_path):
+def test_the_table_has_teacher_first_then_the_best_student_with_spread_over_seeds(runs, tmp_path):
     rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
     assert list(rows) == [
         "teacher",
-        "no teacher",
-        "kd",
-        "kda before_fc",
-        "kda before_fc, after_fc",
         "kda before_fc, after_fc + kd",
+        "kda before_fc, after_fc",
+        "kda before_fc",
+        "kd",
+        "no teacher",
     ]
     results = [files.read_json(runs / f"resnet18-kd-seed{seed}" / "result.json", "") for seed in (0, 1)]
     first, second = (result["test_accuracy"]["last"] for result in results)
     mean, deviation = (first + second) / 2, abs(first - second) / math.sqrt(2)
-    assert rows["kd"][:4] == ["resnet18", "11,220,132", "2", f"{mean:.2f} ± {deviation:.2f}"]
-    assert rows["kd"][5:] == ["0.366 ± 0.007", "0.177 ± 0.007", "15.0 min"]
-    assert rows["kda before_fc"][2] == "1"
+    assert rows["kd"][0] == f"{mean:.2f} ± {deviation:.2f}"
+    assert rows["kd"][3:] == ["0.366 ± 0.007", "0.177 ± 0.007", "2", "resnet18", "11,220,132"]
+    assert rows["kda before_fc"][5] == "1"
     assert "±" not in "".join(rows["kda before_fc"])
-    assert rows["teacher"][0] == "resnet34"
+    assert rows["teacher"][6] == "resnet34"
+
+
+def test_students_stand_beside_the_same_network_without_a_teacher(runs, tmp_path):
+    rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
+    means = {name: float(cells[0].split()[0]) for name, cells in rows.items()}
+    for name in ("kd", "kda before_fc"):
+        assert float(rows[name][1]) == pytest.approx(means[name] - means["no teacher"], abs=0.011)
+    assert rows["no teacher"][1] == rows["teacher"][1] == ""
+    for run in runs.glob("*none*"):
+        config = (run / "config.toml").read_text()
+        (run / "config.toml").write_text(config.replace("epochs = 30", "epochs = 15"))
+    source = write_report([runs], tmp_path / "report.html").read_text()
+    assert "over no teacher" not in source
+    assert "without a teacher and" not in source
+
+
+def test_a_worse_student_has_a_minus(runs, tmp_path):
+    for seed in (0, 1):
+        found = {"last": 40.0, "best": 41.0, "selected": None}
+        damage(runs / f"resnet18-kd-seed{seed}", ("result.json", {"test_accuracy": found}))
+    rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
+    assert rows["kd"][1].startswith("\N{MINUS SIGN}3")
+    assert list(rows)[-1] == "kd"
+
+
+def test_the_best_of_every_column_is_marked(runs, tmp_path):
+    write_run(runs / "alone", "distill", "shufflev2", ["kd"], {}, 0, 99.0, (0.5, 0.5))
+    source = write_report([runs], tmp_path / "report.html").read_text()
+    rows = table_rows(source)
+    best = rows["resnet18: kda before_fc, after_fc + kd"]
+    marked = re.findall('<td data-label="([^"]*)" class="best">([^<]*)<', source[: source.index("</tbody>")])
+    assert dict(marked) == {
+        "accuracy, last (%)": best[0],
+        "accuracy, best (%)": best[2],
+        "transfer loss before_fc": "0.0930",
+        "transfer loss after_fc": "0.0009",
+    }
+    assert len(marked) == 4
+    assert "Bold: the best student of each network." in source
 
 
 def test_best_on_validation_is_shown_where_it_was_measured(runs, tmp_path):
+    assert "selected" not in write_report([runs], tmp_path / "report.html").read_text()
     found = {"last": 70.0, "best": 72.5, "selected": 71.25}
     damage(runs / "resnet18-kd-seed0", ("result.json", {"test_accuracy": found}))
     rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
-    assert (rows["kd"][5], rows["no teacher"][5]) == ("71.25", "")
+    assert (rows["kd"][3], rows["no teacher"][3]) == ("71.25", "")
+
+
+def test_every_run_can_be_seen_by_itself(runs, tmp_path):
+    source = write_report([runs], tmp_path / "report.html").read_text()
+    rows = table_rows(source[source.index("Every run by itself") :])
+    assert len(rows) == 8
+    assert rows["resnet18-kd-seed1"][:2] == ["kd", "1"]
+    assert rows["resnet18-kd-seed1"][4:] == ["0.371", "0.172", "15.0 min"]
+    assert "Every run by itself" not in write_report([runs / "teacher"], tmp_path / "one.html").read_text()
+
+
+def test_what_all_students_share_is_said_once(runs, tmp_path):
+    text = " ".join(read(write_report([runs], tmp_path / "report.html")).text)
+    assert (
+        "All students: 30 epochs, batches of 256, sgd, learning rate 0.1, cosine schedule, 50,000 training images, 8 "
+        "views of each." in text
+    )
+    write_run(runs / "longer", "distill", "resnet18", ["at"], {}, 0, 76.0, epochs=31)
+    text = " ".join(read(write_report([runs], tmp_path / "report.html")).text)
+    assert "All students: batches of 256, sgd" in text
 
 
 def test_headline_and_reproduction(runs, tmp_path):
     text = " ".join(read(write_report([runs], tmp_path / "report.html")).text)
     assert "kda before_fc, after_fc + kd reaches 77.25 % after the last epoch: 2.35 points above" in text
-    commands = text[text.index("kdtool teach") : text.index("teacher resnet34, SHA-256")].split("\n")
-    assert commands[0] == "kdtool teach --config runs/teacher/config.toml"
-    assert commands[1] == "kdtool extract --for kd --for kda --student resnet18 --views 8"
+    listed = text[text.index("kdtool teach") : text.index("teacher resnet34, SHA-256")].split("\n")
+    commands = [line.strip() for line in listed]
+    assert commands[:3] == [
+        "kdtool teach --config runs/teacher/config.toml",
+        "kdtool extract --for kd --for kda --student resnet18 --views 8",
+        "kdtool extract --for kd --for kda --set kda.layers=before_fc,after_fc --student resnet18 --views 8",
+    ]
     assert "kdtool distill --config runs/resnet18-kda-before_fc-seed0/config.toml" in commands
     for fact in (TEACHER, CACHE, "torch 2.10.0", "390.6 MiB", "2.5 h", "kd.temperature = 4.0"):
         assert fact in text
@@ -214,10 +178,10 @@ def test_one_run_folder_and_a_student_without_its_teacher(runs, tmp_path):
     source = write_report([runs / "resnet18-kda-before_fc-seed0"], tmp_path / "one.html").read_text()
     rows = table_rows(source)
     assert list(rows) == ["teacher", "kda before_fc"]
-    assert rows["teacher"][3] == "78.44"
+    assert (rows["teacher"][0], rows["teacher"][-2]) == ("78.44", "resnet34")
     assert "against transfer loss" not in source
     assert list(table_rows(write_report([runs / "teacher"], tmp_path / "teacher.html").read_text())) == ["teacher"]
-    assert write_report([runs.parent], tmp_path / "all.html").read_text().count("<tbody>") == 2
+    assert write_report([runs.parent], tmp_path / "all.html").read_text().count("<tbody>") == 3
 
 
 def test_text_of_the_runs_is_escaped(tmp_path):
@@ -227,8 +191,7 @@ def test_text_of_the_runs_is_escaped(tmp_path):
     write_run(run, "distill", evil, [evil], {}, 0, 70.0, (0.1, 0.2))
     damage(run, ("result.json", {"options": {f"{evil}.layers": [evil]}}))
     write_run(folder / "z", "distill", "&amp;", ["kd"], {"kd.text": evil}, 0, 70.0, (0.1, 0.2))
-    gaps = [{"layer": evil, "part": "<train>", "loss": 0.5}]
-    files.write_json(folder / "z" / "gram-gap.json", {"gaps": gaps})
+    keep(folder / "z", "gram-gap", [gap(folder / "z", evil, 0.5, "<train>")])
     source = write_report([folder], tmp_path / "report.html").read_text()
     page = Page(source)
     assert not {"script", "i", "b"} & set(page.tags)
@@ -249,16 +212,7 @@ def test_several_networks_are_named(runs, tmp_path):
     assert {"resnet18: kd", "shufflev2: kd", "teacher"} < set(rows)
 
 
-def damage(run, how):
-    path = run / how[0]
-    if how[1] is None:
-        path.unlink()
-    elif isinstance(how[1], dict):
-        files.write_json(path, {**files.read_json(path, ""), **how[1]})
-    else:
-        path.write_text(how[1])
-
-
+GAPS = "analysis/gram-gap.json"
 NO_NUMBER = {"last": None, "best": 1, "selected": None}
 DAMAGES = {
     "result gone": (("result.json", None), "it has no result.json"),
@@ -273,9 +227,10 @@ DAMAGES = {
     "configuration gone": (("config.toml", None), "config.toml is missing"),
     "configuration damaged": (("config.toml", "= 3"), "config.toml is not valid TOML"),
     "environment gone": (("environment.json", None), "environment.json is missing"),
-    "gaps damaged": (("gram-gap.json", "[]"), "gram-gap.json is damaged"),
-    "gaps of another kind": (("gram-gap.json", {"gaps": [{"layer": "x"}]}), "gram-gap.json lacks"),
-    "gap negative": (("gram-gap.json", {"gaps": [{"layer": "x", "part": "y", "loss": -1}]}), "finite number"),
+    "gaps damaged": ((GAPS, "[]"), "gram-gap.json is damaged"),
+    "gaps of another kind": ((GAPS, {"results": [{"layer": "x"}]}), "it has no part"),
+    "samples of no number": (("result.json", {"samples": "many"}), "result.json is not as kdtool writes it"),
+    "a number beyond all": (("result.json", {"seconds": {"total": 10**400}}), "result.json is not as kdtool writes it"),
 }
 
 
@@ -330,19 +285,6 @@ def test_without_matplotlib_the_remedy_is_named(runs, tmp_path, monkeypatch):
 def test_pyplot_is_never_imported(runs, tmp_path):
     write_report([runs], tmp_path / "report.html")
     assert "matplotlib.pyplot" not in sys.modules
-
-
-@pytest.mark.parametrize(("ending", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")])
-def test_the_losses_of_one_run_as_a_file(ending, start, tmp_path):
-    gaps = [{"layer": "before_fc", "part": "train", "loss": 0.1}, {"layer": "$x$", "part": "test", "loss": 0.0}]
-    out = tmp_path / "plots" / f"gap{ending}"
-    plots.gap_plot(gaps, out)
-    assert out.read_bytes().startswith(start)
-    first = out.read_bytes()
-    plots.gap_plot(gaps, out)
-    assert out.read_bytes() == first
-    with pytest.raises(UsageError, match=r"expected a name that ends in \.svg"):
-        plots.gap_plot(gaps, tmp_path / "gap.jpeg")
 
 
 @pytest.mark.parametrize(
