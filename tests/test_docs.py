@@ -15,7 +15,7 @@ from kdtool.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 README, OWN = ROOT / "README.md", ROOT / "docs" / "own-method.md"
-NETWORKS = ROOT / "docs" / "networks-and-data.md"
+NETWORKS, ANALYSIS = ROOT / "docs" / "networks-and-data.md", ROOT / "docs" / "analysis.md"
 SMALLER = {"resnet34": "resnet8", "resnet18": "resnet8", "resnet14": "resnet8", "--views 20": "--views 3"}
 SMALLER |= {"--views 40": "--views 3", "--epochs 8": "--epochs 2"}
 
@@ -119,12 +119,32 @@ def test_networks_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monke
         assert run(words[1:]) == 0, command
 
 
+def test_what_was_transferred(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for name, array in (("student", draw.random((90, 4))), ("teacher", draw.random((90, 6)))):
+        np.save(tmp_path / f"{name}.npy", array)
+    np.save(tmp_path / "labels.npy", np.arange(90) % 3)
+    before = ("teach --data digits --network resnet8 --student resnet8", "extract --no-srm --views 2")
+    for line in (*before, "distill --method none --run first", "distill --method kd --run second"):
+        assert run(smaller(f"kdtool {line}")[1:]) == 0, line
+    for command in (line for block in blocks(ANALYSIS) for line in block):
+        assert run(smaller(command)[1:]) == 0, command
+    assert (tmp_path / "gap.svg").exists()
+    ((*code,),) = blocks(ANALYSIS, "python")
+    exec("\n".join(code), {})
+
+
 def config_run(folder: Path) -> str:
     (found,) = [path.name for path in (folder / "runs").glob("*cosine*")]
     return found
 
 
-@pytest.mark.parametrize("page", [README, OWN, NETWORKS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, OWN, NETWORKS, ANALYSIS], ids=lambda page: page.name)
 def test_files_that_a_page_links_to_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
