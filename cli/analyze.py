@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -133,7 +134,8 @@ def finish(
         show(f"{title} of {heading}", {key: operator.itemgetter(key), **columns}, rows)
         for line in (line for result in rows for line in remarks(result)):
             print_line(line)
-    kept = [path / "analysis" / f"{name}.json" for path in asked.students if path.is_dir()]
+    kept = [path / "analysis" / f"{name}.json" for path in dict.fromkeys(asked.students) if path.is_dir()]
+    kept = [path for path in kept if path.exists()]
     for path in kept[:1]:
         print_line(f"kept in {path}" + (f" and {len(kept) - 1} more" if len(kept) > 1 else ""))
 
@@ -197,13 +199,28 @@ def gram_gap(
         "loss": lambda result: f"{result['loss']:.6f}",
     }
     if plan.kernel.name in ("rbf", "polynomial"):
-        columns["95 % sure"] = lambda result: " to ".join(f"{end:.4f}" for end in result["interval"] or ()) or "exact"
+        columns["95 % sure"] = sure
     if by_class:
         columns["within"] = lambda result: f"{100 * result['by_class']['within_share']:.1f} %"
         columns["worst class"] = worst_class
     columns["algorithm"] = lambda result: result["algorithm"]
     name = "kernel transfer loss" if plan.kernel.name == "linear" else f"{plan.kernel.name} kernel transfer loss"
-    finish("gram-gap", common, lambda *given: compute(given[0], given[1], plan, *given[2:]), name, columns)
+    finish("gram-gap", common, lambda *given: compute(given[0], given[1], plan, *given[2:]), name, columns, too_few)
+
+
+def sure(result: "Result") -> str:
+    """Where the exact loss lies."""
+    if result["interval"]:
+        return " to ".join(f"{end:.4f}" for end in result["interval"])
+    return "not known" if result["algorithm"] == "nystrom" else "exact"
+
+
+def too_few(result: "Result") -> list[str]:
+    """A line where Nystrom's loss lies beside its interval."""
+    low, high = result["interval"] or (-math.inf, math.inf)
+    if low <= result["loss"] <= high:
+        return []
+    return [f"{result['layer']}: the loss is beside its interval: {result['nystrom_landmarks']} landmarks are too few"]
 
 
 def worst_class(result: "Result") -> str:
@@ -379,9 +396,7 @@ def correlation(
     Example: kdtool analyze correlation --part test
     """
     from kdtool.analysis.analyses import correlation as compute
-    from kdtool.analysis.correlation import PUBLISHED_IMAGES
 
-    taken = PUBLISHED_IMAGES if images is None else images or None
     columns: Columns = {
         "form": lambda result: result["form"],
         "images": lambda result: f"{result['samples']:,}",
@@ -393,7 +408,7 @@ def correlation(
     finish(
         "correlation",
         common,
-        lambda *given: compute(given[0], given[1], taken, *given[2:]),
+        lambda *given: compute(given[0], given[1], images, *given[2:]),
         "class correlation of logits",
         columns,
     )

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -76,20 +77,29 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, purpose: str) -> Iterator[None]:
-    """Holds an exclusive lock on `path` while the block runs; refuses at once where another process holds it."""
+def lock(path: Path, purpose: str, patience: float = 0.0) -> Iterator[None]:
+    """Holds an exclusive lock on `path` while the block runs.
+
+    Where another process holds it, waits for so many seconds, and then refuses.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
             raise DamageError(f"{path} is a link, which would lead a writer elsewhere; remove it")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise ResourceError(
-            f"another process is {purpose} {path.parent} (it holds {path.name}); wait until it has ended"
-        ) from error
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            os.close(handle)
+            raise ResourceError(
+                f"another process is {purpose} {path.parent} (it holds {path.name}); wait until it has ended"
+            ) from error
     try:
         yield
     finally:

@@ -97,8 +97,7 @@ def read_analysed(folder: Path, weights: str, stages: Mapping[str, str]) -> Anal
         found = read_checked(folder, analysis)
         results[analysis] = tuple(result for result in found if result["weights_sha256"] == weights)
         if len(results[analysis]) < len(found):
-            which = "results" if not results[analysis] else "some results"
-            stale.append(f"{which} of analysis/{analysis}.json; run `kdtool analyze {analysis}` again")
+            stale.append(f"results of analysis/{analysis}.json; run `kdtool analyze {analysis}` again")
     probes = []
     for path in sorted(folder.glob("probe-*/result.json")):
         probe, probed = read_probe(path)

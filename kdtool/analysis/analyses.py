@@ -7,35 +7,38 @@ correlation, similarity) and how plots look (figures).
 from __future__ import annotations
 
 import functools
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kdtool import files
 from kdtool.analysis import bounds as bounding
 from kdtool.analysis import correlation as correlating
 from kdtool.analysis import figures, gram
 from kdtool.analysis import spectrum as spectra
-from kdtool.analysis.compared import Basis, Finished, open_pairs, prepared, scratch, teacher_of
-from kdtool.analysis.features import Features, Watched
+from kdtool.analysis.compared import open_pairs, prepared, scratch, teacher_of
+from kdtool.analysis.features import Watched, samples
 from kdtool.analysis.gram import LANDMARKS
 from kdtool.analysis.kept import Result, keep, read_results, results_path
 from kdtool.analysis.kernels import Kernel
-from kdtool.analysis.landmarks import Plan, landmark_sets, training
+from kdtool.analysis.landmarks import Followed, Plan, landmark_sets
+from kdtool.analysis.nystrom import LandmarkSet
 from kdtool.analysis.pairs import Asked, Pairs, run_names
 from kdtool.analysis.predictions import Predictions, predictions
 from kdtool.analysis.rsa import RSA, rsa
 from kdtool.analysis.similarity import LinearCKA, linear_cka
 from kdtool.engine.job import check_seed
-from kdtool.engine.keeping import Kept, kept
+from kdtool.engine.keeping import kept
 from kdtool.engine.ranks import Alone, Ranks
 from kdtool.engine.workspace import Workspace
 from kdtool.errors import UsageError
 from kdtool.progress import Progress
 
 ALONE = Alone()
+PATIENCE = 60.0  # seconds for which results wait for those of another process
+STEMS = {"similarity": ("similarity", "reliability")}  # with which names of plots begin, else the analysis
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,9 @@ def bounds(
 
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
         teacher, found = pairs.teacher[layer], {}
+        sets: dict[str, LandmarkSet] = {}
         for name, student in pairs.of(layer).items():
-            sets = landmark_sets(student, teacher, pairs.labels, plan)
+            sets = landmark_sets(student, teacher, pairs.labels, plan, sets)
             gap = gram.gram_gap(student, teacher, ranks=ranks)
             found[name] = [
                 bounding.bounds(student, teacher, landmarks, rank, gap=gap, ranks=ranks) for landmarks in sets.values()
@@ -131,12 +135,13 @@ def spectrum(
 
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
         teacher, found = pairs.teacher[layer], {}
+        sets: dict[str, LandmarkSet] = {}
         for name, student in pairs.of(layer).items():
-            sets = list(landmark_sets(student, teacher, pairs.labels, plan).values())
+            sets = landmark_sets(student, teacher, pairs.labels, plan, sets)
             found[name] = spectra.spectrum(
                 student,
                 teacher,
-                sets,
+                list(sets.values()),
                 pairs.labels,
                 draws=draws,
                 seed=plan.seed,
@@ -151,12 +156,16 @@ def spectrum(
 def correlation(
     workspace: Workspace, asked: Asked, images: int | None, progress: Progress, ranks: Ranks = ALONE
 ) -> list[Result]:
-    """Both published forms of the class correlation of logits; images: of the first form, None for all."""
+    """Both published forms of the class correlation of logits.
+
+    images: of the first form, 0 for all; None for the first 256 as published, or all where there are fewer.
+    """
 
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
         teacher, found = pairs.teacher[layer], {}
         for name, student in pairs.of(layer).items():
-            found[name] = [correlating.standardised(student, teacher, images=images)]
+            first = min(correlating.PUBLISHED_IMAGES, samples(teacher, "teacher")) if images is None else images
+            found[name] = [correlating.standardised(student, teacher, images=first or None)]
             if pairs.labels is not None:
                 found[name].append(correlating.class_means(student, teacher, pairs.labels))
         return found
@@ -194,12 +203,14 @@ def similarity(
 
 def landmarks(workspace: Workspace, asked: Asked, plan: Plan, progress: Progress, ranks: Ranks = ALONE) -> list[Result]:
     """Estimates from landmarks and the true loss over the training of runs that kept their weights."""
+    if any(path.suffix == ".npy" for path in asked.students):
+        raise UsageError("landmarks are followed over the training of a run; name the folder of one, not a file")
     found: list[Result] = []
     folders: dict[str, Path] = {}
     with ExitStack() as stack:
         basis, taps, runs = prepared(workspace, asked, progress, ranks)
         teacher, source = teacher_of(workspace, asked, basis, taps, runs[0], stack)
-        for name, run in zip(run_names(asked.students), runs, strict=True):
+        for name, run in zip(run_names([run.folder for run in runs]), runs, strict=True):
             folders[name] = run.folder
             read_results(run.folder, "landmarks")
             weights = kept(run.folder)
@@ -208,33 +219,44 @@ def landmarks(workspace: Workspace, asked: Asked, plan: Plan, progress: Progress
                     f"{run.folder} kept no weights of its training; distil with --keep-weights 1 (every epoch) into "
                     "another --run"
                 )
-            held = stack.enter_context(scratch(workspace.folder, ranks))
+            said = {tap: Followed(teacher[tap], basis.labels, plan) for tap in taps}
+            progress.note(f"landmarks: {len(weights)} epochs of {name} ({asked.part})")
+            for known in weights:
+                with scratch(workspace.folder, ranks) as folder:
+                    trained = functools.partial(run.trained, run.folder / known.file, known.sha256)
+                    features = basis.features(folder, "student", known.sha256, run.shapes, taps, trained)
+                    for tap in taps:
+                        said[tap].add(known.stage, known.epoch, features[tap])
             about = {"run": name, "part": asked.part, "weights_sha256": run.sha256}
-            for tap in taps:
-                epochs = over_training(run, weights, basis, tap, taps, held)
-                said = training(epochs, teacher[tap], basis.labels, plan)
-                found.append({**about, "layer": tap, "teacher_features": source[tap], **asdict(said)})
+            found += [
+                {**about, "layer": tap, "teacher_features": source[tap], **asdict(said[tap].result())} for tap in taps
+            ]
     if ranks.rank == 0:
         write("landmarks", folders, found, progress)
     return found
 
 
-def over_training(
-    run: Finished, weights: Sequence[Kept], basis: Basis, tap: str, taps: Sequence[str], folder: Path
-) -> Iterator[tuple[str, int, Features]]:
-    """(stage, epoch, features of a tap) of all weights that a run kept; all taps are computed at once, and kept."""
-    for known in weights:
-        trained = functools.partial(run.trained, run.folder / known.file, known.sha256)
-        name = f"{known.stage}-{known.epoch}"
-        yield known.stage, known.epoch, basis.features(folder, name, known.sha256, run.shapes, taps, trained)[tap]
-
-
 def write(analysis: str, folders: Mapping[str, Path], found: Sequence[Result], progress: Progress) -> None:
     """Keeps the results of every run in its folder, with the plots of all that is kept there."""
+    drawable = True
     for name, folder in folders.items():
-        results = keep(folder, analysis, [result for result in found if result["run"] == name])
-        if importlib.util.find_spec("matplotlib"):
-            for title, figure in figures.drawn(analysis, results).items():
-                figures.save(figure, results_path(folder, title).with_suffix(".svg"))
-    if not importlib.util.find_spec("matplotlib"):
-        progress.note('no plots were drawn: they need matplotlib, pip install "kdtool[plots]"')
+        place = results_path(folder, analysis)
+        with files.lock(place.with_name("lock"), "keeping results in", PATIENCE):
+            files.sweep(place.parent)
+            results = keep(folder, analysis, [result for result in found if result["run"] == name])
+            drawable = drawable and draw(analysis, results, place.parent, progress)
+
+
+def draw(analysis: str, results: Sequence[Result], folder: Path, progress: Progress) -> bool:
+    """Draws what is kept, and removes plots of what is not any more; tells where nothing can be drawn."""
+    try:
+        drawn = figures.drawn(analysis, results)
+    except UsageError as error:  # without matplotlib
+        progress.note(f"no plots were drawn: {error}")
+        return False
+    for title, figure in drawn.items():
+        figures.save(figure, folder / f"{title}.svg")
+    for path in folder.glob("*.svg"):
+        if path.stem not in drawn and path.stem.startswith(STEMS.get(analysis, (analysis,))):
+            path.unlink()
+    return True

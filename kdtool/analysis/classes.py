@@ -23,6 +23,7 @@ from kdtool.errors import UsageError
 
 PASS_BYTES = 2**28  # of class moments that are held at a time
 EQUAL = 1e-14  # a loss below this is rounding, and where it lies says nothing
+MOST = 20_000  # classes, whose pairs are held in a matrix
 LARGEST = 20  # pairs of classes that are listed
 
 Labels = npt.NDArray[np.int64]
@@ -90,6 +91,8 @@ def check_labels(labels: npt.ArrayLike, count: int) -> tuple[Labels, int]:
         )
     if not len(found) or found.max() < 0 or found.min() < -1:
         raise UsageError("the labels name no class; expected numbers from 0, or -1 for a sample without one")
+    if found.max() >= MOST:
+        raise UsageError(f"the labels reach {found.max()}; expected numbers of classes from 0, below {MOST:,}")
     return found.astype(np.int64), int(found.max()) + 1
 
 
@@ -174,17 +177,12 @@ def one_pass(
 ) -> list[list[Matrix]]:
     """The moments (classes, rows, columns) of some slices over this rank's samples."""
     classes = int(labels.max()) + 1
-    found: list[list[Matrix]] = []
+    widths = [side.shape[1] for side in turn(*(np.empty((0, width)) for width in both))]
+    found = [[np.zeros((classes, widths[a], width_of(part))) for a, _ in part.products] for part in slices]
     start = len(labels) * ranks.rank // ranks.size
     sides = own_part(student, ranks, "student"), own_part(teacher, ranks, "teacher")
     for s, t in side_by_side(sides, ("student", "teacher"), both):
         block = turn(s, t)
-        if not found:
-            heights = [[block[product[0]].shape[1] for product in part.products] for part in slices]
-            found = [
-                [np.zeros((classes, height, width_of(part))) for height in rows]
-                for part, rows in zip(slices, heights, strict=True)
-            ]
         for label, rows in by_class(labels[start : start + len(s)]):
             of_class = [side[rows] for side in block]
             for part, totals in zip(slices, found, strict=True):

@@ -176,7 +176,7 @@ def read_runs(workspace: Workspace, asked: Asked, progress: Progress, ranks: Ran
     teacher, source = teacher_of(workspace, asked, basis, taps, runs[0], stack)
     students = {
         name: Student(run.features(basis, taps), run.folder, run.sha256)
-        for name, run in zip(run_names(asked.students), runs, strict=True)
+        for name, run in zip(run_names([run.folder for run in runs]), runs, strict=True)
     }
     return Pairs(asked.part, students, teacher, source, basis.labels)
 
@@ -200,7 +200,7 @@ def prepared(
     check_teacher(workspace, cache)
     part = part_of(cache, asked.part)
     device = choose_device(asked.device)
-    runs = [read_student(folder, cache) for folder in asked.students]
+    runs = [read_student(folder, cache) for folder in distilled(asked.students, progress)]
     found = [known_layer(layer, run.shapes, cache.layout.tap_shapes) for run in runs for layer in asked.layers]
 
     @functools.cache
@@ -210,6 +210,23 @@ def prepared(
         return labelled(of, cache.index(part), seen_by(cache).rule(), data, device)
 
     return Basis(cache, part, images, device, progress, ranks), list(dict.fromkeys(found)), runs
+
+
+def distilled(folders: Sequence[Path], progress: Progress) -> list[Path]:
+    """The folders, each once. Of several, those of a teacher's run and of unfinished ones are left out, and told of."""
+    found = list(dict.fromkeys(folder.resolve() for folder in folders))
+    if len(found) == 1:
+        return found
+    kept = []
+    for folder in found:
+        result = folder / "result.json"
+        done = result.exists() and files.read_json(result, "distil the student again").get("command") == "distill"
+        kept += [folder] if done else []
+        if not done:
+            progress.note(f"left out: {folder.name} is no finished run of `kdtool distill`")
+    if not kept:
+        raise UsageError(f"none of the {len(found)} folders holds a finished run of `kdtool distill`")
+    return kept
 
 
 def part_of(cache: Cache, name: str) -> str:

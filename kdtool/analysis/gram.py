@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from kdtool.analysis import classes
 from kdtool.analysis.classes import ClassGaps
-from kdtool.analysis.features import Features, Mapped, all_widths, samples
+from kdtool.analysis.features import Features, Mapped, all_widths, chunks, float64, samples
 from kdtool.analysis.kernels import (
     Kernel,
     class_entries,
@@ -57,8 +57,9 @@ class GramGap:
     """How far a student's kernel matrix is from the teacher's over the same samples.
 
     loss = difference_norm / teacher_norm. The norms are Frobenius norms of K_S - K_T, K_T and K_S, all (n, n).
-    algorithm: the one that gave the numbers. student_gamma, teacher_gamma: of kernels that have one. landmarks and
-    interval: of "nystrom" only, their number, and where the exact loss lies with a confidence of 95 %.
+    algorithm: the one that gave the numbers. student_gamma, teacher_gamma, degree, constant: of kernels that have them.
+    Of "nystrom" only: nystrom_landmarks, their number, drawn under `seed`; interval, where the exact loss lies with a
+    confidence of 95 % (None for few samples). The loss itself may lie beside it: then the landmarks are too few.
     """
 
     loss: float
@@ -72,7 +73,10 @@ class GramGap:
     kernel: str = "linear"
     student_gamma: float | None = None
     teacher_gamma: float | None = None
-    landmarks: int | None = None
+    degree: int | None = None
+    constant: float | None = None
+    nystrom_landmarks: int | None = None
+    seed: int | None = None
     interval: tuple[float, float] | None = None
     by_class: ClassGaps | None = None
 
@@ -152,10 +156,18 @@ def gram_gaps(
     if algorithm == "auto":
         chosen = "blocked" if samples(teacher, "teacher") <= ENTRIES else "nystrom"
     of = blocked if chosen == "blocked" else nystrom
+    if ask.kernel.name == "rbf":  # distances do not know the origin, and lose digits where it is far
+        students, teacher = {name: moved(side, name) for name, side in students.items()}, moved(teacher, "teacher")
     return {
         name: of(features, teacher, (width, sides[-1]), ask, labels)
         for (name, features), width in zip(students.items(), sides[:-1], strict=True)
     }
+
+
+def moved(features: Features, side: str) -> Features:
+    """The features beside those of the first sample."""
+    first = float64(next(chunk for chunk in chunks(features, side) if len(chunk))[:1])
+    return Mapped(features, lambda rows: rows - first)
 
 
 def check(kernel: Kernel, algorithm: str, landmarks: int = LANDMARKS, block: int = 1) -> None:
@@ -226,17 +238,22 @@ def nystrom(
     own = nystrom_map(student, kernels[0], rows_at(student, chosen, "student"))
     other = nystrom_map(teacher, kernels[1], rows_at(teacher, chosen, "teacher"))
     gap = linear({"student": own}, other, all_widths((own, other), ("student", "teacher")), ask, labels)["student"]
-    gap = replace(gap, algorithm="nystrom", student_width=both[0], teacher_width=both[1], landmarks=len(chosen))
-    return described(replace(gap, interval=interval(student, teacher, kernels, n, ask.seed)), kernels)
+    known = replace(gap, algorithm="nystrom", student_width=both[0], teacher_width=both[1], seed=ask.seed)
+    sure = interval(student, teacher, kernels, n, ask.seed)
+    return described(replace(known, nystrom_landmarks=len(chosen), interval=sure), kernels)
 
 
 def described(gap: GramGap, kernels: list[Kernel]) -> GramGap:
     """The gap with the kernels that it is of."""
-    return replace(gap, kernel=kernels[0].name, student_gamma=kernels[0].gamma, teacher_gamma=kernels[1].gamma)
+    own, other = kernels
+    gap = replace(gap, kernel=own.name, student_gamma=own.gamma, teacher_gamma=other.gamma)
+    return replace(gap, degree=own.degree, constant=own.constant) if own.name == "polynomial" else gap
 
 
 def finished(found: Squares, both: tuple[int, ...], algorithm: str) -> GramGap:
     """The gap from squared norms."""
+    if not all(map(math.isfinite, (found.difference, found.teacher, found.student))):
+        raise UsageError("the norms of the kernels are beyond float64; expected smaller features, gamma or degree")
     if found.teacher < VANISHED:
         raise UsageError("the teacher's kernel is zero, or vanishes beside the student's; expected features of weight")
     return GramGap(

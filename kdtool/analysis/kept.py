@@ -16,6 +16,8 @@ SAME = (
     "layer",
     "part",
     "kernel",
+    "degree",
+    "constant",
     "landmarks",
     "count",
     "rank",
@@ -40,10 +42,12 @@ def read_results(run: Path, analysis: str) -> list[Result]:
 
 
 def keep(run: Path, analysis: str, found: Sequence[Mapping[str, Any]]) -> list[Result]:
-    """Adds results to those that are kept; gives all of them."""
+    """Adds results to those that are kept for the same weights; gives all of them. The caller holds the lock."""
     path = results_path(run, analysis)
+    weights = {result.get("weights_sha256") for result in found}
     renewed = [identity(result) for result in found]
-    held = [result for result in read_results(run, analysis) if identity(result) not in renewed]
+    before = [result for result in read_results(run, analysis) if result.get("weights_sha256") in weights]
+    held = [result for result in before if identity(result) not in renewed]
     with files.explained(path):
         path.parent.mkdir(exist_ok=True)
     results = [*held, *map(dict, found)]
@@ -53,4 +57,4 @@ def keep(run: Path, analysis: str, found: Sequence[Mapping[str, Any]]) -> list[R
 
 def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two results have in common of which one takes the other's place; lists in these places tell nothing."""
-    return tuple(value if isinstance(value := result.get(name), str | int) else None for name in SAME)
+    return tuple(value if isinstance(value := result.get(name), str | int | float) else None for name in SAME)

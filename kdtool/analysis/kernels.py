@@ -19,7 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtool import philox
-from kdtool.analysis.features import Features, Mapped, Matrix, blocks, chunks, exponent, float64, scaled
+from kdtool.analysis.features import (
+    ORDINARY,
+    Features,
+    Mapped,
+    Matrix,
+    blocks,
+    chunks,
+    exponent,
+    float64,
+    largest,
+    scaled,
+)
 from kdtool.analysis.moments import Squares
 from kdtool.engine.ranks import Ranks
 from kdtool.errors import UsageError, unknown
@@ -116,12 +127,16 @@ def unit_rows(rows: Matrix) -> Matrix:
 
 def spread(features: Features, side: str) -> tuple[float, float]:
     """Mean of ||x||^2 and ||mean of x||^2: twice their difference is the mean squared distance of two samples."""
-    count, square, total = 0, 0.0, np.zeros(1)
+    count, square, total, top = 0, 0.0, np.zeros(1), 0.0
     for chunk in chunks(Mapped(features, lambda rows: rows), side):
         rows = float64(chunk)
         count, square, total = count + len(rows), square + float(np.vdot(rows, rows)), total + rows.sum(0)
-    if not math.isfinite(square):
-        raise UsageError(f"the {side}'s features are not all finite, or too large; divide them by a constant")
+        top = max(top, largest(rows))
+    if not math.isfinite(square) or 0 < top < 2.0**-ORDINARY:
+        raise UsageError(
+            f"the {side}'s features go up to {top:.3g}; expected finite ones between 2^-{ORDINARY} and 2^{ORDINARY}: "
+            "multiply them by a constant"
+        )
     return square / max(count, 1), float(total @ total) / max(count, 1) ** 2
 
 

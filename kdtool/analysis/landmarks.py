@@ -8,7 +8,7 @@ Left out: where the weights of the epochs come from.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,17 +151,33 @@ def ratio(squares: Matrix) -> float | None:
     return math.sqrt(float(squares[0]) / float(squares[1])) if squares[1] > 0 else None
 
 
+class Followed:
+    """A student that is followed over its training; memory for one epoch's landmarks and for what was found."""
+
+    def __init__(self, teacher: Features, labels: Labels | None, plan: Plan) -> None:
+        self.teacher, self.labels, self.plan = teacher, labels, plan
+        self.sets: dict[str, LandmarkSet] = {}
+        self.snapshots: list[Snapshot] = []
+
+    def add(self, stage: str, epoch: int, student: Features) -> None:
+        """The true loss and its estimates for the student's features after an epoch of a stage."""
+        self.sets = landmark_sets(student, self.teacher, self.labels, self.plan, self.sets)
+        estimates = tuple(estimate(student, self.teacher, landmarks) for landmarks in self.sets.values())
+        self.snapshots.append(Snapshot(stage, epoch, transfer_loss(student, self.teacher), estimates))
+
+    def result(self) -> Training:
+        """All that was added."""
+        return Training(tuple(self.snapshots), agreements(self.snapshots))
+
+
 def training(
-    students: Iterator[tuple[str, int, Features]], teacher: Features, labels: Labels | None, plan: Plan
+    students: Iterable[tuple[str, int, Features]], teacher: Features, labels: Labels | None, plan: Plan
 ) -> Training:
     """The true loss and its estimates at every (stage, epoch, features of the student then)."""
-    found: list[Snapshot] = []
-    sets: dict[str, LandmarkSet] | None = None
+    followed = Followed(teacher, labels, plan)
     for stage, epoch, student in students:
-        sets = landmark_sets(student, teacher, labels, plan, sets)
-        estimates = tuple(estimate(student, teacher, landmarks) for landmarks in sets.values())
-        found.append(Snapshot(stage, epoch, transfer_loss(student, teacher), estimates))
-    return Training(tuple(found), agreements(found))
+        followed.add(stage, epoch, student)
+    return followed.result()
 
 
 def agreements(snapshots: Sequence[Snapshot]) -> tuple[Agreement, ...]:

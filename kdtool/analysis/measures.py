@@ -12,7 +12,7 @@ import numpy as np
 
 from kdtool.analysis.centred import pairs
 from kdtool.analysis.clusters import Integers
-from kdtool.analysis.features import VALUES, Features, Matrix, samples, widths
+from kdtool.analysis.features import VALUES, Features, Matrix, largest, samples, widths
 from kdtool.analysis.nystrom import LandmarkSet, other_length, refuse_other_widths
 from kdtool.analysis.projector import SIDES, Subspace, error_norm, refuse_large, refuse_small
 from kdtool.engine.ranks import Ranks
@@ -60,7 +60,8 @@ class SideSums:
 
     def add(self, rows: Matrix, own: Integers) -> None:
         """Adds samples (b, d) and the numbers of their landmarks."""
-        self.largest = max(self.largest, float(np.linalg.norm(rows, axis=1).max()))
+        # The largest entry counts where squares vanish.
+        self.largest = max(self.largest, float(np.linalg.norm(rows, axis=1).max()), largest(rows))
         offsets, rest = offsets_from(self.landmarks, rows, own), self.kept.rest(rows)
         for total, part in ((self.features, rows), (self.offsets, offsets), (self.rest, rest)):
             total += part.T @ part

@@ -19,6 +19,8 @@ from kdtool.analysis.clusters import Integers, add_rows, cluster, gathered, near
 from kdtool.analysis.features import Features, Matrix, blocks, refuse_lengths, samples, widths
 from kdtool.errors import UsageError
 
+MOST = 1_000_000  # classes: each has a bin on both sides
+
 
 @dataclass(frozen=True, eq=False)
 class LandmarkSet:
@@ -155,6 +157,8 @@ def checked(labels: Integers, classes: int | None) -> Integers:
     if not (found >= 0).any():
         raise UsageError("no sample has a label; expected labels from 0 on (-1: none)")
     low, high = int(found.min()), int(found.max())
+    if high >= MOST:
+        raise UsageError(f"labels reach {high}; expected numbers of classes from 0, below {MOST:,}")
     if low < -1 or (classes is not None and high >= classes):
         raise UsageError(f"labels from {low} to {high}; expected -1 to {'any' if classes is None else classes - 1}")
     return found.astype(np.int64, copy=False)

@@ -100,7 +100,9 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, EOFError) as error:
-        raise DamageError(f"{path} is no .npy file of numbers ({error}); write it with numpy.save") from None
+        objects = "Object arrays" in str(error)
+        what = "it holds Python objects, which are never loaded" if objects else "it is none, or was cut"
+        raise DamageError(f"{path} is no .npy file of numbers ({what}); write it with numpy.save") from None
     return found
 
 

@@ -75,7 +75,7 @@ class Run:
     def gaps(self) -> dict[tuple[str, str], float]:
         """(layer, part) -> kernel transfer loss of the linear kernel."""
         found = self.analysed.results.get("gram-gap", ())
-        exact = [gap for gap in found if gap["kernel"] == "linear" and gap["landmarks"] is None]
+        exact = [gap for gap in found if gap["kernel"] == "linear" and gap["nystrom_landmarks"] is None]
         return {(gap["layer"], gap["part"]): gap["loss"] for gap in exact}
 
     @property

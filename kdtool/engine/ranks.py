@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
+from kdtool.errors import ResourceError
+
 Array = npt.NDArray[np.float64]
 
 PATIENCE = timedelta(days=30)  # the other ranks wait while rank 0 learns fits
@@ -66,20 +68,32 @@ class Together:
     def shared(self, value: Any) -> Any:
         """Rank 0's value."""
         values = [value]
-        distributed.broadcast_object_list(values)
+        with _others():
+            distributed.broadcast_object_list(values)
         return values[0]
 
     def gathered(self, value: Any) -> Sequence[Any]:
         """The values of all ranks."""
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
+        with _others():
+            distributed.all_gather_object(values, value)
         return values
 
     def summed(self, values: Array) -> Array:
         """The sum over all ranks."""
         total = torch.from_numpy(np.ascontiguousarray(values)).clone()
-        distributed.all_reduce(total)
+        with _others():
+            distributed.all_reduce(total)
         return total.numpy()
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Tells in one line that another process has ended while this one waited for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ResourceError("another process of this torchrun has ended; its own message says why") from error
 
 
 @contextmanager

@@ -116,8 +116,11 @@ def variant(analysis: str, result: Result) -> list[str]:
     if analysis == "gram-gap":
         words += ["--kernel", result["kernel"]] if result["kernel"] != "linear" else []
         words += ["--by-class"] if result["by_class"] is not None else []
-        if result["landmarks"] is not None:
-            words += ["--algorithm", result["algorithm"], "--landmarks", str(result["landmarks"])]
+        if result["degree"] is not None:
+            words += ["--degree", str(result["degree"]), "--constant", str(result["constant"])]
+        if result["nystrom_landmarks"] is not None:
+            words += ["--algorithm", result["algorithm"], "--landmarks", str(result["nystrom_landmarks"])]
+            words += ["--seed", str(result["seed"])]
     if analysis == "bounds" and result["rank"] is not None:
         words += ["--rank", str(result["rank"])]
     if analysis == "similarity" and result["predictions"] and result["predictions"]["temperature"] != 1:

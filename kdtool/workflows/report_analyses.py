@@ -113,7 +113,7 @@ def measures_of(run: Run) -> dict[Layer, Measures]:
     """Everything in the tables, by layer and part, under the names of its columns."""
     found: dict[Layer, Measures] = {}
     for gap in run.analysed.results.get("gram-gap", ()):
-        if gap["kernel"] != "linear" or gap["landmarks"] is not None:
+        if gap["kernel"] != "linear" or gap["nystrom_landmarks"] is not None:
             found.setdefault(place(gap), {})[f"{kernel(gap)} loss"] = gap["loss"]
     for said in run.analysed.results.get("similarity", ()):
         found.setdefault(place(said), {}).update(similarity(said))
@@ -128,7 +128,7 @@ def place(result: Result) -> Layer:
 def kernel(gap: Result) -> str:
     """The kernel of a transfer loss, and how it was approximated."""
     name = KERNELS.get(gap["kernel"], str(gap["kernel"]))
-    return name if gap["landmarks"] is None else f"{name} ({gap['landmarks']:,} landmarks)"
+    return name if gap["nystrom_landmarks"] is None else f"{name} ({gap['nystrom_landmarks']:,} landmarks)"
 
 
 def similarity(said: Result) -> Measures:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,6 +272,53 @@ def test_results_take_the_place_of_those_that_they_repeat(tmp_path: Path) -> Non
         nested = keep(tmp_path, "z", [{"layer": "a", "part": "train", "landmarks": ({"count": 3},)}])
     assert len(nested) == 1
     assert read_results(tmp_path, "y") == []
+
+
+def test_results_of_other_weights_are_dropped(tmp_path: Path) -> None:
+    keep(tmp_path, "x", [{"layer": "a", "part": "train", "weights_sha256": "1"}])
+    found = keep(tmp_path, "x", [{"layer": "b", "part": "train", "weights_sha256": "2"}])
+    assert [result["layer"] for result in found] == ["b"]
+
+
+def test_runs_given_twice_and_runs_that_are_none(workspace: Workspace, tmp_path: Path) -> None:
+    runs = [workspace.runs / name for name in ("plain", "kda", "teacher", "kda")]
+    again = workspace.runs / "plain" / ".." / "kda"
+    unfinished = tmp_path / "half"
+    unfinished.mkdir()
+    told: list[str] = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    asked = Asked((*runs, again, unfinished), ("before_fc",))
+    found = analyses.gram_gap(workspace, asked, GapPlan(), Told())
+    assert [result["run"] for result in found] == ["plain", "kda"]
+    assert [line for line in told if "left out" in line] == [
+        f"left out: {name} is no finished run of `kdtool distill`" for name in ("teacher", "half")
+    ]
+    with pytest.raises(UsageError, match="none of the 2 folders"):
+        analyses.gram_gap(workspace, Asked((workspace.runs / "teacher", unfinished)), GapPlan(), SILENT)
+
+
+def test_plots_of_what_is_not_kept_any_more_go(workspace: Workspace) -> None:
+    run = workspace.runs / "plain"
+    asked = Asked((run,), ("before_fc",))
+    analyses.gram_gap(workspace, asked, GapPlan(by_class=True), SILENT)
+    assert (run / "analysis/gram-gap-classes-before_fc-train.svg").exists()
+    analyses.gram_gap(workspace, asked, GapPlan(), SILENT)
+    assert not (run / "analysis/gram-gap-classes-before_fc-train.svg").exists()
+    assert (run / "analysis/gram-gap.svg").exists()
+
+
+def test_results_wait_for_one_another(workspace: Workspace) -> None:
+    run = workspace.runs / "plain"
+    kernels = ("cosine", "rbf", "polynomial", "linear")
+    asked = Asked((run,), ("before_fc",))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: analyses.gram_gap(workspace, asked, GapPlan(Kernel(name)), SILENT), kernels))
+    held = {result["kernel"] for result in read_results(run, "gram-gap") if result["layer"] == "before_fc"}
+    assert held >= set(kernels)
 
 
 def test_names_of_runs(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_a_class_of_zeros_has_no_loss_of_its_own():
         (np.zeros(4), "float64"),
         (np.full(4, -1), "name no class"),
         (np.array([0, 1, -2, 0]), "name no class"),
+        (np.array([0, 1, 10**12, 0]), "labels reach 1000000000000"),
     ],
 )
 def test_labels_that_do_not_fit(labels, message):

@@ -109,7 +109,7 @@ def test_nystrom_with_all_samples_is_the_kernel_itself(name, monkeypatch):
     exact = gram_gap(student, teacher, kernel=name, algorithm="blocked")
     found = gram_gap(student, teacher, kernel=name, algorithm="nystrom", landmarks=500)
     assert found.loss == pytest.approx(exact.loss, rel=1e-6)
-    assert (found.landmarks, found.student_width, found.teacher_width) == (120, 5, 9)
+    assert (found.nystrom_landmarks, found.student_width, found.teacher_width) == (120, 5, 9)
     assert found.student_gamma == pytest.approx(exact.student_gamma)
 
 
@@ -265,3 +265,38 @@ def test_entries_beyond_float64_are_refused():
     x = np.full((4, 2), 1e100)
     with pytest.raises(UsageError, match="beyond float64"):
         gram_gap(x, x, kernel=Kernel("polynomial", gamma=1.0))
+
+
+def test_the_distance_from_the_origin_does_not_cost_digits_of_rbf():
+    student, teacher = sample(0, 60, 5), sample(1, 60, 9)
+    expected = gram_gap(student, teacher, kernel="rbf").loss
+    assert gram_gap(student + 2.0**23, teacher - 2.0**20, kernel="rbf").loss == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e-100])
+@pytest.mark.parametrize("name", ["rbf", "polynomial"])
+def test_features_whose_squares_vanish_are_refused(name, scale):
+    student, teacher = sample(0, 20, 3), sample(1, 20, 4)
+    with pytest.raises(UsageError, match="features go up to"):
+        gram_gap(scale * student, teacher, kernel=name)
+
+
+def test_norms_of_a_kernel_beyond_float64_are_refused():
+    x = sample(0, 20, 3)
+    with pytest.raises(UsageError, match="beyond float64"):
+        gram_gap(x, 2 * x, kernel=Kernel("polynomial", degree=300))
+
+
+def test_fewer_samples_than_ranks_by_class():
+    student, teacher = sample(0, 2, 3), sample(1, 2, 4)
+    found = on_ranks(3, lambda ranks: gram_gap(student, teacher, labels=np.array([0, 1]), ranks=ranks))
+    assert found[2] == found[0]
+    assert found[0].by_class.classes[1].samples == 1
+
+
+def test_a_result_says_which_kernel_it_is_of():
+    x = sample(0, 60, 3)
+    found = gram_gap(x, 2 * x + 1, kernel=Kernel("polynomial", degree=2, constant=0.5), algorithm="nystrom", seed=7)
+    assert (found.kernel, found.degree, found.constant, found.seed) == ("polynomial", 2, 0.5, 7)
+    plain = gram_gap(x, 2 * x)
+    assert (plain.degree, plain.constant, plain.seed, plain.nystrom_landmarks) == (None, None, None, None)

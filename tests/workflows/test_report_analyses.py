@@ -106,7 +106,11 @@ def test_every_analysis_is_shown_and_the_page_still_needs_nothing(runs):
 def test_other_kernels_and_similarity_are_means_over_seeds(runs):
     for seed, (loss, cka) in enumerate(((0.2, 0.9), (0.3, 0.8))):
         run = runs / f"kd-{seed}"
-        keep(run, "gram-gap", [gap(run, "after_fc", loss, "test", kernel="rbf", interval=[0.1, 0.4], landmarks=1000)])
+        keep(
+            run,
+            "gram-gap",
+            [gap(run, "after_fc", loss, "test", kernel="rbf", interval=[0.1, 0.4], nystrom_landmarks=1000)],
+        )
         analyse(run, "similarity", cka={**SIMILAR["cka"], "cka": cka})
     analyse(runs / "none", "gram-gap", "similarity")
     shown = section(report(runs), "Other kernels and similarity")
@@ -137,7 +141,7 @@ def test_other_kernels_and_similarity_are_means_over_seeds(runs):
 
 def test_a_linear_kernel_that_was_approximated_is_not_taken_for_the_exact_one(runs):
     run = runs / "kda"
-    exact, near = gap(run, "before_fc", 0.25), gap(run, "before_fc", 0.75, landmarks=100, interval=[0.7, 0.8])
+    exact, near = gap(run, "before_fc", 0.25), gap(run, "before_fc", 0.75, nystrom_landmarks=100, interval=[0.7, 0.8])
     keep(run, "gram-gap", [exact, near])
     assert read_run(run).gaps == {("before_fc", "train"): 0.25}
     assert "linear (100 landmarks) loss" in report(runs)
@@ -201,10 +205,10 @@ def test_results_of_other_weights_are_left_out_visibly(runs):
     analyse(run, "bounds", weights_sha256="1" * 64)
     text = " ".join(read(write_report([runs], runs / "report.html")).text)
     assert "Analyses of weights that a run no longer has are left out:" in text
-    assert "kda: some results of analysis/gram-gap.json; run `kdtool analyze gram-gap` again" in text
+    assert "kda: results of analysis/gram-gap.json; run `kdtool analyze gram-gap` again" in text
     assert "kda: results of analysis/bounds.json; run `kdtool analyze bounds` again" in text
     assert "0.987" not in text
-    assert "6 figures" in text
+    assert "5 figures" in text
     assert "left out" not in " ".join(read(write_report([runs / "none"], runs / "one.html")).text)
 
 
@@ -444,14 +448,13 @@ def test_what_older_runs_do_not_say_is_left_out(runs):
 def test_commands_of_analyses_say_which(runs):
     analyse(runs / "kda")
     analyse(runs / "none", "gram-gap")
-    keep(
-        runs / "kda", "gram-gap", [gap(runs / "kda", "before_fc", 0.1, kernel="rbf", landmarks=50, algorithm="nystrom")]
-    )
+    about = {"kernel": "rbf", "nystrom_landmarks": 50, "seed": 0, "algorithm": "nystrom"}
+    keep(runs / "kda", "gram-gap", [gap(runs / "kda", "before_fc", 0.1, **about)])
     text = " ".join(read(write_report([runs], runs / "report.html")).text)
     for line in (
         "kdtool analyze gram-gap --part test --by-class --layer after_fc runs/kda runs/none",
         "kdtool analyze gram-gap --part test --kernel cosine --layer after_fc runs/kda runs/none",
-        "kdtool analyze gram-gap --kernel rbf --algorithm nystrom --landmarks 50 --layer before_fc runs/kda",
+        "kdtool analyze gram-gap --kernel rbf --algorithm nystrom --landmarks 50 --seed 0 --layer before_fc runs/kda",
         "kdtool analyze correlation --part test runs/kda",
         "kdtool analyze similarity --part test --layer after_fc runs/kda",
     ):

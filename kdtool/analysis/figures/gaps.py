@@ -75,5 +75,5 @@ def kernel(result: Result) -> str:
     """The kernel where it is not linear."""
     if result["kernel"] == "linear":
         return ""
-    landmarks = result["landmarks"]
+    landmarks = result["nystrom_landmarks"]
     return f"{result['kernel']} kernel" + (f", {landmarks:,} landmarks" if landmarks else "")
