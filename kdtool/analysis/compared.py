@@ -213,16 +213,17 @@ def prepared(
 
 
 def distilled(folders: Sequence[Path], progress: Progress) -> list[Path]:
-    """The folders, each once. Of several, those of a teacher's run and of unfinished ones are left out, and told of."""
+    """The folders, each once. Of several, runs of a teacher and unfinished runs are left out, and told of."""
     found = list(dict.fromkeys(folder.resolve() for folder in folders))
     if len(found) == 1:
         return found
     kept = []
     for folder in found:
         result = folder / "result.json"
-        done = result.exists() and files.read_json(result, "distil the student again").get("command") == "distill"
-        kept += [folder] if done else []
-        if not done:
+        of = files.read_json(result, "distil the student again").get("command") if result.exists() else None
+        if of == "distill" or not (folder / "config.toml").exists():  # what is no run is refused where it is read
+            kept.append(folder)
+        else:
             progress.note(f"left out: {folder.name} is no finished run of `kdtool distill`")
     if not kept:
         raise UsageError(f"none of the {len(found)} folders holds a finished run of `kdtool distill`")

@@ -285,6 +285,7 @@ def test_runs_given_twice_and_runs_that_are_none(workspace: Workspace, tmp_path:
     again = workspace.runs / "plain" / ".." / "kda"
     unfinished = tmp_path / "half"
     unfinished.mkdir()
+    (unfinished / "config.toml").write_text('command = "distill"')
     told: list[str] = []
 
     class Told(Silent):
@@ -297,6 +298,8 @@ def test_runs_given_twice_and_runs_that_are_none(workspace: Workspace, tmp_path:
     assert [line for line in told if "left out" in line] == [
         f"left out: {name} is no finished run of `kdtool distill`" for name in ("teacher", "half")
     ]
+    with pytest.raises(UsageError, match="nowhere holds no finished run"):
+        analyses.gram_gap(workspace, Asked((workspace.runs / "plain", tmp_path / "nowhere")), GapPlan(), SILENT)
     with pytest.raises(UsageError, match="none of the 2 folders"):
         analyses.gram_gap(workspace, Asked((workspace.runs / "teacher", unfinished)), GapPlan(), SILENT)
 
