@@ -161,6 +161,9 @@ class TargetSource(Protocol):
     def read(self, batch: Batch) -> Cached:
         """The targets of a batch."""
 
+    def ahead(self, view: int) -> None:
+        """Told which view the next epoch runs over, so that it can be read while this one runs."""
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -24,7 +24,7 @@ TOGETHER = 8  # pictures that a thread decodes at a time
 AHEAD_BYTES = 2**27  # of pixels that wait to be asked for
 
 Rule = Augmentation | ResizedCrop
-Request = tuple[Rows | Tensor, int]  # positions of the index list, view
+Request = tuple[Rows, int]  # positions of the index list, view
 Group = tuple[Rows, Rows, bool]  # rows of the part, parameters, whether they end a batch
 
 
@@ -100,8 +100,11 @@ class Resident:
         return normalise(pixels, self.mean, self.std)
 
     def views(self, requests: Iterable[Request]) -> Generator[Tensor]:
-        """As `Images.views`; each is made when it is asked for."""
-        yield from (self.view(positions, view) for positions, view in requests)
+        """As `Images.views`; each is made when it is asked for, and all positions go to the device before the first."""
+        asked = list(requests)
+        places = np.concatenate([positions for positions, _ in asked]) if asked else np.zeros(0, dtype=np.int64)
+        there = torch.from_numpy(places).to(self.device).split([len(positions) for positions, _ in asked])
+        yield from (self.view(positions, view) for positions, (_, view) in zip(there, asked, strict=True))
 
     def _parameters(self, view: int) -> Tensor:
         """The parameters (n, 3) of one view, on the device."""
@@ -139,7 +142,7 @@ class Streamed:
 
     def view(self, positions: Rows | Tensor, view: int) -> Tensor:
         """As `Images.view`."""
-        return next(self.views([(positions, view)]))
+        return next(self.views([(positions.cpu().numpy() if isinstance(positions, Tensor) else positions, view)]))
 
     def views(self, requests: Iterable[Request]) -> Generator[Tensor]:
         """As `Images.views`; pictures of the requests that follow are decoded while a batch is used."""
@@ -154,7 +157,7 @@ class Streamed:
 
     def _groups(self, requests: Iterable[Request]) -> Iterator[Group]:
         for positions, view in requests:
-            rows = self.rows[positions.cpu().numpy() if isinstance(positions, Tensor) else positions]
+            rows = self.rows[positions]
             parameters = self.crop.parameters(rows, view, self._sizes(rows))
             for start in range(0, len(rows), TOGETHER):
                 part = slice(start, start + TOGETHER)

@@ -7,7 +7,9 @@ ranks take the missing blocks in turns; rank 0 records them.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 from kdtool.cache import Cache, write_block
-from kdtool.engine.extraction import Extraction, Stored, stored_rows
+from kdtool.engine.extraction import Extraction, Landing, Stored, answered
 from kdtool.engine.ranks import Ranks
 from kdtool.engine.sources import Teller
 from kdtool.progress import Progress, StopRequest
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 Missing = Callable[[str, str, int], Sequence[int]]  # part, key, view -> blocks that are not there
 Place = tuple[str, int, int]  # part, view, block
+
+AHEAD = 2  # batches whose answers a CUDA device may still owe
 
 
 def missing_blocks(job: Extraction, missing: Missing) -> Iterator[tuple[str, str, int, int]]:
@@ -80,10 +84,14 @@ class Answers:
         known = by_key(self.job.targets)
         targets = [known[key] for key in keys]
         places = [np.arange(*bounds) for bounds in batches(self.job, part, block)]
-        pieces = []
+        pieces: list[Stored] = []
+        waiting: deque[Landing] = deque()
         for images in self.job.images(part).views((positions, of_part(part, view)) for positions in places):
-            pieces.append(self._stored(targets, images))
+            waiting.append(self._asked(targets, images))
+            while len(waiting) > (AHEAD if images.is_cuda else 0):
+                pieces.append(self._stored(waiting.popleft()))
             self.progress.advance(1)
+        pieces += map(self._stored, waiting)
         return {
             key: {name: np.concatenate([piece[key][name] for piece in pieces]) for name in pieces[0][key]}
             for key in keys
@@ -91,16 +99,22 @@ class Answers:
 
     def rows(self, targets: Sequence[Target], part: str, view: int, positions: np.ndarray[Any, Any]) -> Stored:
         """The rows of some targets as they are stored, for at most a batch of samples."""
-        return self._stored(targets, self.job.images(part).view(positions, of_part(part, view)))
+        return self._stored(self._asked(targets, self.job.images(part).view(positions, of_part(part, view))))
 
-    def _stored(self, targets: Sequence[Target], images: torch.Tensor) -> Stored:
+    def _asked(self, targets: Sequence[Target], images: torch.Tensor) -> Landing:
         job = self.job
         teller = Teller(job.model, tuple(targets), self.fitted, job.layout.batch, job.precision)
         begun = time.perf_counter()
-        stored = stored_rows(job, self.cache.contents, targets, teller, images)
+        landing = answered(job, self.cache.contents, targets, teller, images)
         self.asked.seconds += time.perf_counter() - begun
         self.asked.images += len(images)
-        return stored
+        return landing
+
+    def _stored(self, landing: Landing) -> Stored:
+        begun = time.perf_counter()
+        found = landing.landed()
+        self.asked.seconds += time.perf_counter() - begun
+        return found
 
 
 def of_part(part: str, view: int) -> int:
@@ -127,18 +141,31 @@ def fill_blocks(
 ) -> None:
     """Writes every block of `todo`, all its keys together, each rank every so many; stops between two rounds of them.
 
-    writer: a CacheWriter in rank 0, a Hand in the others.
+    A block is written, hashed and made durable in a thread while the teacher answers for the next one, and recorded
+    when that is done. writer: a CacheWriter in rank 0, a Hand in the others.
     """
     mine = todo[ranks.rank :: ranks.size]
     answers.progress.begin("extract", sum(len(batches(answers.job, part, block)) for (part, _, block), _ in mine))
-    for first in range(0, len(todo), ranks.size):
-        record = None
-        for place, keys in todo[first + ranks.rank : first + ranks.rank + 1]:  # none is left for some in the last round
-            record = writer.write(*place, answers.block(place, keys))
-        told = ranks.gathered((record, stop.requested()))
-        for found, _ in told:
-            if found is not None:
-                writer.record(found)
-        if any(asked for _, asked in told):
-            part, view, block = todo[min(first + ranks.size, len(todo)) - 1][0]
-            raise stop.stopped(f"after block {block} of view {view} of {part}")
+    written: Future[dict[str, Any]] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="kdtool-blocks") as thread:
+        for first in range(0, len(todo), ranks.size):
+            chosen = todo[first + ranks.rank : first + ranks.rank + 1]  # none is left for some in the last round
+            arrays = [answers.block(*one) for one in chosen]
+            stopping = _record(writer, written, ranks, stop.requested())
+            written = None
+            for (place, _), values in zip(chosen, arrays, strict=True):
+                written = thread.submit(writer.write, *place, values)
+            if stopping:
+                _record(writer, written, ranks, True)
+                part, view, block = todo[min(first + ranks.size, len(todo)) - 1][0]
+                raise stop.stopped(f"after block {block} of view {view} of {part}")
+        _record(writer, written, ranks, False)
+
+
+def _record(writer: Any, written: Future[dict[str, Any]] | None, ranks: Ranks, stopping: bool) -> bool:
+    """Records the blocks that all ranks have written in a round, once they are durable; whether one wants to stop."""
+    told = ranks.gathered((written.result() if written else None, stopping))
+    for found, _ in told:
+        if found is not None:
+            writer.record(found)
+    return any(asked for _, asked in told)

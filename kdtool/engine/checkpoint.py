@@ -71,6 +71,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, plain:
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, held in optimizer.state.items():  # files know no memory format, and it decides the last bits
+        for name, value in held.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save_state(folder: Path, tensors: Tensors, plain: dict[str, Any]) -> None:

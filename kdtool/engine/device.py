@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 
 from kdtool.errors import ResourceError, unknown
 
@@ -48,6 +49,21 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def memory_format(device: torch.device, precision: str) -> torch.memory_format:
+    """The order of a network's maps in memory: channels last on CPUs, and on CUDA in bfloat16.
+
+    The fastest for convolutions there: on CPUs a step takes 0.7 to 0.95 of the time (docs/performance.md), and tensor
+    cores read their operands so.
+    """
+    fastest = device.type == "cpu" or precision == "bfloat16"
+    return torch.channels_last if fastest else torch.contiguous_format
+
+
+def placed(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """The network on a device, in the memory format of its precision there."""
+    return model.to(device=device, memory_format=memory_format(device, precision))  # type: ignore[call-overload, no-any-return]
 
 
 def exact() -> AbstractContextManager[None]:

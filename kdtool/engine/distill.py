@@ -16,7 +16,7 @@ from kdtool.cache import Cache
 from kdtool.data.dataset import Dataset
 from kdtool.data.preparation import check_views
 from kdtool.engine import checkpoint
-from kdtool.engine.device import choose_device, choose_precision
+from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.lacking import check_cache, extract_command, option_text
 from kdtool.engine.optim import Recipe
@@ -160,7 +160,7 @@ def distill(
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
         files.write_json(folder.path / "environment.json", environment(device, precision))
-        job = make_job(cache, data, student.to(device), stages, bound, needs, config, views, device, precision)
+        job = make_job(cache, data, student, stages, bound, needs, config, views, device, precision)
         running = train(job, folder, progress, stop, checkpoint_seconds)
         digest = checkpoint.save_weights(folder.path / "student.safetensors", job.student)
         result = {
@@ -329,7 +329,7 @@ def make_job(
     has_validation = "validation" in cache.layout.samples
     validated = [target for target in needs.targets if target.key in needs.validated]
     return Job(
-        student=student,
+        student=placed(student, device, precision),
         stages=stages,
         bound=bound,
         source=CachedTeacher(cache, needs.targets, device) if bound else None,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdtool.data.images import Images
-from kdtool.engine.device import autocast, exact
+from kdtool.engine.device import autocast, exact, placed
 from kdtool.methods.vectors import pooled
 from kdtool.models.taps import TapReader
 from kdtool.targets import CLEAN
@@ -43,7 +43,7 @@ def vectors(
     model: nn.Module, images: Images, taps: Sequence[str], start: int, stop: int, batch: int = BATCH
 ) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float32]]]]:
     """(first, tap -> (rows, d)) of the un-augmented images start..stop-1, in float32; maps are averaged over space."""
-    model.eval()
+    placed(model, images.device, "float32").eval()
     with TapReader(model, taps) as reader:
         for (first, _), pixels in clean_batches(images, stop, batch, start):
             with exact():

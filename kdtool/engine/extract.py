@@ -88,10 +88,11 @@ def _check_mixed(job: Extraction, writer: CacheWriter) -> None:
     now = environment(device, job.precision)
     records = writer.cache.provenance
     for record in (record for record in records if not {"repaired", "asked"} & record.keys()):
-        odd = [name for name in ("device_type", "torch") if record.get(name) != now[name]]
+        held = {"memory_format": "contiguous_format", **record}
+        odd = [name for name in ("device_type", "torch", "memory_format") if held.get(name) != now[name]]
         if odd and not job.allow_mixed:
             raise IdentityError(
-                f"the cache was written with {odd[0]} {record.get(odd[0])}, and this is {odd[0]} {now[odd[0]]}: bits "
+                f"the cache was written with {odd[0]} {held.get(odd[0])}, and this is {odd[0]} {now[odd[0]]}: bits "
                 "would differ between its parts; extract into another --cache, or accept it with --allow-mixed"
             )
     if now not in records:

@@ -93,33 +93,58 @@ def stored_specs(
     return specs
 
 
-def stored_rows(
-    job: Extraction, contents: Mapping[str, Contents], targets: Sequence[Target], teller: Teller, images: torch.Tensor
-) -> Stored:
-    """target key -> array -> rows (b, ...) as they are stored, for at most a batch of images.
+@dataclass(frozen=True)
+class Landing:
+    """The arrays of a batch on their way from the device to memory.
 
-    UsageError for a value that the dtype cannot hold.
+    rows: (target key, array) -> (b, ...) in the stored type; finite: whether all of its values are; exact: as it was
+    answered. `event` has come when they are there; None where they are there already.
     """
+
+    rows: Mapping[tuple[str, str], torch.Tensor]
+    finite: Mapping[tuple[str, str], torch.Tensor]
+    exact: Mapping[tuple[str, str], torch.Tensor]
+    event: torch.cuda.Event | None = None
+
+    def landed(self) -> Stored:
+        """target key -> array -> rows. UsageError for a value that the stored type cannot hold."""
+        if self.event is not None:
+            self.event.synchronize()
+        for name, finite in self.finite.items():
+            if not bool(finite):
+                _explain("/".join(name), name[0], self.exact[name], str(self.rows[name].dtype).split(".")[1])
+        found: Stored = {}
+        for (key, name), rows in self.rows.items():
+            found.setdefault(key, {})[name] = rows.numpy()
+        return found
+
+
+def answered(
+    job: Extraction, contents: Mapping[str, Contents], targets: Sequence[Target], teller: Teller, images: torch.Tensor
+) -> Landing:
+    """What the teacher says of at most a batch of images, as it is stored; on CUDA nothing is waited for."""
     answer = teller.answer(images)
-    stored: Stored = {}
-    for target in targets:
-        dtype = getattr(torch, job.dtype(target, contents))
-        rows = {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in answer[target.key].items()
-        }
-        for name, value in rows.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                _explain(target, name, answer[target.key][name], str(dtype).split(".")[1])
-        stored[target.key] = {name: value.cpu().numpy() for name, value in rows.items()}
-    return stored
+    exact = {(target.key, name): value for target in targets for name, value in answer[target.key].items()}
+    dtypes = {target.key: getattr(torch, job.dtype(target, contents)) for target in targets}
+    rows = {name: value.to(dtypes[name[0]]) if value.is_floating_point() else value for name, value in exact.items()}
+    finite = {name: torch.isfinite(value).all() for name, value in rows.items() if value.is_floating_point()}
+    if not images.is_cuda:
+        return Landing(rows, finite, exact)
+    there, known = ({name: _leaving(value) for name, value in values.items()} for values in (rows, finite))
+    event = torch.cuda.Event()
+    event.record()
+    return Landing(there, known, exact, event)
 
 
-def _explain(target: Target, name: str, exact: torch.Tensor, dtype: str) -> None:
+def _leaving(rows: torch.Tensor) -> torch.Tensor:
+    """A copy in memory into which a CUDA device writes by itself."""
+    return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
+
+
+def _explain(what: str, key: str, exact: torch.Tensor, dtype: str) -> None:
     if not bool(torch.isfinite(exact).all()):
-        raise UsageError(
-            f"the teacher gives infinite or NaN values for {target.key}/{name}; it cannot be distilled: train it again"
-        )
+        raise UsageError(f"the teacher gives infinite or NaN values for {what}; it cannot be distilled: train it again")
     raise UsageError(
-        f"{target.key}/{name} reaches {float(exact.abs().max()):.3g}, which {dtype} cannot hold; extract it with "
-        f"--dtype {target.key}=float32"
+        f"{what} reaches {float(exact.abs().max()):.3g}, which {dtype} cannot hold; extract it with "
+        f"--dtype {key}=float32"
     )

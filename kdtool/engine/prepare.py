@@ -74,7 +74,7 @@ def prepare(workspace: Workspace, config: ExtractConfig, progress: Progress = Si
         raise UsageError("--no-srm leaves SRM out of a plain extract; with --for, nothing is stored that is not named")
     record = read_record(workspace.teacher)
     device = choose_device(config.device)
-    model = read_teacher(workspace.teacher, record, device)
+    model = read_teacher(workspace.teacher, record, device, config.precision)
     folder = config.data_folder or workspace.settings.get("data_folder")
     data = load_data(record.seen, folder, progress)
     split = read_split(workspace.teacher, record)

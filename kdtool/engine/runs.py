@@ -24,6 +24,7 @@ import zarr
 
 import kdtool
 from kdtool import files
+from kdtool.engine.device import memory_format
 from kdtool.errors import DamageError, IdentityError, UsageError
 
 Row = dict[str, Any]
@@ -78,6 +79,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "device_type": device.type,
         "precision": precision,
+        "memory_format": str(memory_format(device, precision)).split(".")[1],
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "system": platform.system(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,15 @@ if TYPE_CHECKING:
 RESIDENT_BYTES = 2**31  # a view's slice up to this size is held on the device while its epoch runs
 
 
+Slices = dict[tuple[str, str], torch.Tensor]  # target key and array -> (n, ...)
+
+
 class CachedTeacher:
     """Reads targets from a cache: a view's slice is held on the device for its epoch, or read by rows if large.
 
-    Only what somebody asks for is read: a stage that uses half of the targets costs no more than these.
+    Only what somebody asks for is read: a stage that uses half of the targets costs no more than these. `ahead` reads
+    the slices of the next view in a thread, of those arrays that this epoch has asked for, where all of them together
+    are not large either; they wait in memory.
     """
 
     def __init__(
@@ -41,14 +47,35 @@ class CachedTeacher:
             for target in targets
         }
         self.resident = resident
-        self.held: dict[tuple[str, str], torch.Tensor] = {}
+        self.held: Slices = {}
         self.current: int | None = None
+        self._following: tuple[int, Future[Slices]] | None = None
 
     def read(self, batch: Batch) -> Cached:
         """The rows of a batch, floating ones as float32."""
         if batch.view != self.current:
-            self.held, self.current = {}, batch.view
+            view, waiting = self._following or (None, None)
+            found = waiting.result() if waiting is not None and view == batch.view else {}
+            self.held = {name: slice_.to(self.device, non_blocking=True) for name, slice_ in found.items()}
+            self.current, self._following = batch.view, None
         return _Rows(self, batch)
+
+    def ahead(self, view: int) -> None:
+        """Begins to read the slices of a view; what is damaged is told of when the view is asked for."""
+        size = sum(rows.nbytes for rows in self.held.values())
+        if view == self.current or self._following is not None or size > self.resident:
+            return
+        thread = ThreadPoolExecutor(1, thread_name_prefix="kdtool-view")
+        self._following = view, thread.submit(self._slices, view, tuple(self.held))
+        thread.shutdown(wait=False)
+
+    def _slices(self, view: int, names: Sequence[tuple[str, str]]) -> Slices:
+        return {name: self._slice(view, *name) for name in names}
+
+    def _slice(self, view: int, key: str, name: str) -> torch.Tensor:
+        """All rows of a view, in memory from which a CUDA device can take them by itself."""
+        rows = torch.from_numpy(self.arrays[key][name].read(view))
+        return rows.pin_memory() if self.device.type == "cuda" else rows
 
     def rows(self, key: str, name: str, batch: Batch) -> torch.Tensor:
         """The rows of one array, as they are stored."""
@@ -56,7 +83,7 @@ class CachedTeacher:
         if np.prod(array.shape[1:]) * array.dtype.itemsize > self.resident:
             return torch.from_numpy(array.rows(batch.view, batch.indices.cpu().numpy())).to(self.device)
         if (key, name) not in self.held:
-            self.held[key, name] = torch.from_numpy(array.read(batch.view)).to(self.device)
+            self.held[key, name] = self._slice(batch.view, key, name).to(self.device, non_blocking=True)
         return self.held[key, name][batch.indices]
 
 
@@ -136,6 +163,9 @@ class LiveTeacher:
             key: {name: self._stored(torch.cat([piece[key][name] for piece in pieces])) for name in pieces[0][key]}
             for key in pieces[0]
         }
+
+    def ahead(self, view: int) -> None:
+        """Nothing: the teacher says everything when it is asked."""
 
     def _stored(self, rows: torch.Tensor) -> torch.Tensor:
         return widened(rows.to(self.round_to)) if rows.is_floating_point() else rows

@@ -67,7 +67,8 @@ def fresh_optimizer(job: Job, plan: Recipe, adapters: nn.Module) -> torch.optim.
     own = {id(parameter) for parameter in head}
     trained = [p for p in [*job.student.parameters(), *adapters.parameters()] if p.requires_grad]
     groups = (1.0, [p for p in trained if id(p) not in own]), (job.head_factor, [p for p in trained if id(p) in own])
-    return build_optimizer(plan, [{"params": members, "factor": factor} for factor, members in groups if members])
+    chosen = [{"params": members, "factor": factor} for factor, members in groups if members]
+    return build_optimizer(plan, chosen, fused=job.device.type == "cuda")
 
 
 def freeze(job: Job, stage: Stage) -> list[nn.Module]:

@@ -19,7 +19,7 @@ from kdtool.data.images import Rule
 from kdtool.data.preparation import at_size, check_views, rule_for
 from kdtool.data.splits import Split, make_split
 from kdtool.engine import checkpoint
-from kdtool.engine.device import choose_device, choose_precision
+from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.evaluate import accuracy
 from kdtool.engine.finetune import classifier, fixed_parameters
 from kdtool.engine.job import Job, Labelled, check_keep, check_schedule, check_seed, seeded
@@ -235,7 +235,7 @@ def make_job(
     assert test is not None
     rate = config.head_learning_rate
     return Job(
-        student=model.to(device),
+        student=placed(model, device, precision),
         stages=(Stage("teach"),),
         bound=(),
         source=None,

@@ -82,11 +82,14 @@ def _run_stage(
             if plan.resets and running.done == 0 and running.epoch in milestone_epochs(plan):
                 running.optimizer = fresh_optimizer(job, plan, running.adapters)
             train_mode(job, running)
-            todo = [order[part] for part in slices[running.done :]]
-            with closing(job.train.images.views((positions, view) for positions in todo)) as images:
-                for positions in todo:
-                    step(job, stage, plan, running, reader, positions, view, len(slices), images)
+            todo, there = slices[running.done :], torch.from_numpy(order).to(job.device)
+            following = view_of_epoch(job.seed, before + running.epoch + 1, job.views)
+            with closing(job.train.images.views((order[part], view) for part in todo)) as images:
+                for part in todo:
+                    step(job, stage, plan, running, reader, there[part], view, len(slices), images)
                     running.done += 1
+                    if job.source and running.done == max(1, len(slices) // 2):
+                        job.source.ahead(following)
                     progress.advance(1)
                     if running.done % CHECK_STEPS == 0:
                         check_finite(stage, running)
@@ -116,17 +119,16 @@ def step(
     plan: Recipe,
     running: Running,
     reader: TapReader,
-    positions: np.ndarray[Any, np.dtype[np.int64]],
+    indices: Tensor,
     view: int,
     steps: int,
     images: Iterator[Tensor],
 ) -> None:
-    """One step of the optimiser on the samples at `positions` (b,), the next of `images`; `steps` are an epoch's."""
+    """One step of the optimiser on the samples at `indices` (b,), the next of `images`; `steps` are an epoch's."""
     begun = time.perf_counter()
     number = running.epoch * steps + running.done
     for group in running.optimizer.param_groups:
         group["lr"] = learning_rate(plan, number, steps) * group["factor"]
-    indices = torch.from_numpy(positions).to(job.device)
     batch = Batch(indices, job.train.labels[indices], view, stage.name, running.epoch, number, running.generator)
     pixels = next(images)
     reseed(job, running.stage, number)

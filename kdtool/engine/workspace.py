@@ -23,6 +23,7 @@ from kdtool.data.dataset import NO_LABEL, Rows
 from kdtool.data.images import Rule, images_of
 from kdtool.data.preparation import at_size, rule_from
 from kdtool.engine import checkpoint
+from kdtool.engine.device import placed
 from kdtool.engine.job import Labelled, seeded
 from kdtool.engine.runs import read_toml, toml
 from kdtool.errors import DamageError, IdentityError, UsageError, unknown
@@ -249,7 +250,7 @@ def read_record(path: Path) -> TeacherRecord:
     return TeacherRecord(**values)
 
 
-def read_teacher(path: Path, record: TeacherRecord, device: torch.device) -> nn.Module:
+def read_teacher(path: Path, record: TeacherRecord, device: torch.device, precision: str = "float32") -> nn.Module:
     """The teacher's network with its weights, in eval mode.
 
     IdentityError where its layers are not those of then, or where it says something else of the same image: the code
@@ -264,7 +265,7 @@ def read_teacher(path: Path, record: TeacherRecord, device: torch.device) -> nn.
     found, held = np.array(answer(model, record.image_shape)), np.array(record.answer)
     if found.shape != held.shape or not np.allclose(found, held, rtol=0, atol=ANSWERED * max(1.0, np.abs(held).max())):
         raise IdentityError(f"{record.network} computes something else than when the teacher was trained; {repair}")
-    return model.to(device).eval()
+    return placed(model, device, precision).eval()
 
 
 def architecture(network: str, model: nn.Module) -> str:

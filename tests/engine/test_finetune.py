@@ -126,7 +126,7 @@ def test_the_schedule_moves_both_learning_rates(teacher: Path, tmp_path: Path, m
             seen.append([group["lr"] for group in self.param_groups])
             super().step()
 
-    def watched(plan: Recipe, parameters: object) -> torch.optim.Optimizer:
+    def watched(plan: Recipe, parameters: object, fused: bool) -> torch.optim.Optimizer:
         return Watched(parameters, lr=plan.learning_rate, momentum=plan.momentum)  # type: ignore[arg-type]
 
     monkeypatch.setattr(state, "build_optimizer", watched)

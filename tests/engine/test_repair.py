@@ -13,7 +13,7 @@ import pytest
 from kdtool import files
 from kdtool.cache import open_cache, verify
 from kdtool.cache.chunks import encode, record_of
-from kdtool.engine import blocks
+from kdtool.engine.extraction import Landing, Stored
 from kdtool.engine.recorded import Again, recorded_fits, recorded_job, recorded_targets
 from kdtool.engine.repair import Mended, repair
 from kdtool.engine.replay import replay
@@ -161,13 +161,13 @@ def test_another_teacher_is_refused_and_nothing_is_written(whole: Whole, monkeyp
     name = chunk_names(workspace)["train/logits/values"]
     flip(workspace.cache / name)
     before = tree(workspace.cache)
-    stored = blocks.stored_rows
+    landed = Landing.landed
 
-    def otherwise(*given: object) -> dict[str, dict[str, np.ndarray]]:  # type: ignore[type-arg]
-        rows = stored(*given)  # type: ignore[arg-type]
+    def otherwise(landing: Landing) -> Stored:
+        rows = landed(landing)
         return {key: {array: values + 1 for array, values in found.items()} for key, found in rows.items()}
 
-    monkeypatch.setattr(blocks, "stored_rows", otherwise)
+    monkeypatch.setattr(Landing, "landed", otherwise)
     with pytest.raises(DamageError, match="comes out with other bits than were recorded; repair it on a machine"):
         mend(workspace)
     assert tree(workspace.cache) == before
