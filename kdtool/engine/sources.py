@@ -88,17 +88,17 @@ class CachedTeacher:
 
 
 class _Rows(Mapping[str, Mapping[str, torch.Tensor]]):
-    """target key -> array -> rows of a batch; a key is read when it is first asked for."""
+    """target key -> array -> rows of a batch; a key is read when it is first asked for, and is in `held` then."""
 
     def __init__(self, source: CachedTeacher, batch: Batch) -> None:
         self._source, self._batch = source, batch
-        self._read: dict[str, dict[str, torch.Tensor]] = {}
+        self.held: dict[str, dict[str, torch.Tensor]] = {}
 
     def __getitem__(self, key: str) -> Mapping[str, torch.Tensor]:
-        if key not in self._read:
+        if key not in self.held:
             names = self._source.arrays[key]
-            self._read[key] = {name: widened(self._source.rows(key, name, self._batch)) for name in names}
-        return self._read[key]
+            self.held[key] = {name: widened(self._source.rows(key, name, self._batch)) for name in names}
+        return self.held[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source.arrays)
