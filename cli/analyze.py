@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kdtool.analysis.kept import Result
     from kdtool.analysis.landmarks import Plan
     from kdtool.analysis.pairs import Asked
+    from kdtool.engine.folder import Workspace
     from kdtool.engine.ranks import Ranks
-    from kdtool.engine.workspace import Workspace
     from kdtool.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Measure what a student took over.", rich_markup_mode=None)

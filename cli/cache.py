@@ -10,8 +10,8 @@ from kdtool.cli.console import Shown, folded, in_units, need_terminal, print_jso
 from kdtool.errors import DamageError
 
 if TYPE_CHECKING:
+    from kdtool.engine.folder import Workspace
     from kdtool.engine.recorded import Again
-    from kdtool.engine.workspace import Workspace
 
 app = typer.Typer(
     no_args_is_help=True, help="Look into a cache, check, mend, shrink and move it.", rich_markup_mode=None
@@ -33,7 +33,7 @@ def show_info(cache: Place = None, folder: o.Folder = Path(), json: o.Json = Fal
     Example: kdtool cache info
     """
     from kdtool.cache import info
-    from kdtool.engine.workspace import check_identity
+    from kdtool.engine.folder import check_identity
 
     found = info(o.open_workspace(folder, cache).cache)
     check_identity(Path(found["path"]), found["identity"])
@@ -82,11 +82,10 @@ def verify(
 
     workspace = o.open_workspace(folder, cache)
     path = workspace.cache
-    again = o.again(device, data_folder, own)
     if rows is not None:
         from kdtool.engine.replay import check_replay
 
-        check_replay(rows, again)
+        check_replay(rows, o.again(device, data_folder, own))
     with Shown(quiet) as shown:
         if path.is_file():
             shown.begin("verify", path.stat().st_size)
@@ -107,7 +106,7 @@ def verify(
     if not json:
         print_line(f"{path} is intact")
     if rows is not None:
-        _replay(workspace, rows, again, json, quiet)
+        _replay(workspace, rows, o.again(device, data_folder, own), json, quiet)
 
 
 def _replay(workspace: "Workspace", rows: int, again: "Again", json: bool, quiet: bool) -> None:

@@ -28,6 +28,7 @@ KEYS = (
     "shuffle_block",
     "data_folder",
     "keep_weights",
+    "sync_bn",
     "cache",
     "run",
     *o.RECIPE,
@@ -65,6 +66,7 @@ def distill(
     device: o.Device = None,
     precision: o.Precision = None,
     keep_weights: o.KeepWeights = None,
+    sync_bn: o.SyncBn = False,
     data_folder: o.DataFolder = None,
     cache: o.CachePath = None,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run's folder below runs/.")] = None,
@@ -85,6 +87,7 @@ def distill(
     methods = chosen_methods(name, added, layers, values.settings(settings))
     from kdtool.engine.distill import DistillConfig
     from kdtool.engine.distill import distill as train
+    from kdtool.engine.ranks import own_rank
     from kdtool.progress import stoppable
 
     workspace = o.open_workspace(folder, values.where("cache", cache))
@@ -107,11 +110,14 @@ def distill(
         precision=values.get("precision", precision, "auto", str),
         shuffle_block=values.get("shuffle_block", shuffle_block, 0, int),
         keep_weights=values.get("keep_weights", keep_weights, None, int),
+        sync_bn=values.get("sync_bn", sync_bn or None, None, bool),
         data_folder=values.where("data_folder", data_folder),
         taps=values.taps(tap),
     )
-    with Shown(quiet) as shown, stoppable() as stop:
+    with Shown(quiet or own_rank() > 0) as shown, stoppable() as stop:
         result = train(workspace, asked, shown, stop)
+    if own_rank() > 0:
+        return
     if json:
         print_json(result)
     else:

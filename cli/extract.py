@@ -11,8 +11,8 @@ from kdtool.cli.console import Shown, in_units, print_json, print_line
 from kdtool.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdtool.engine.folder import Workspace
     from kdtool.engine.prepare import ExtractConfig
-    from kdtool.engine.workspace import Workspace
 
 KEYS = (
     "for",

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import typer
 
 from kdtool import __version__
-from kdtool.cli import analyze, cache, data, distill, doctor, extract, plan, quickstart, report, show, teach
-from kdtool.errors import KdtoolError, printable
+from kdtool.cli import analyze, bench, cache, data, distill, doctor, extract, plan, quickstart, report, show, teach
+from kdtool.errors import KdtoolError, UsageError, printable
 from kdtool.imports import FILES
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.command("models")(show.models)
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 app.command("quickstart")(quickstart.quickstart)
+app.command("bench")(bench.bench)
 
 
 def _version(wanted: bool) -> None:
@@ -77,7 +78,17 @@ def _fail(error: Exception, debug: bool) -> int:
         return 2
     if debug:
         traceback.print_exception(error)
-    return _say(*_explained(error, message))
+    said = _explained(error, message)
+    return said[1] if _said_by_rank_0(error) else _say(*said)
+
+
+def _said_by_rank_0(error: Exception) -> bool:
+    """Whether another process of the same torchrun says the same: until they join, all read the same command line."""
+    if isinstance(error, KdtoolError):
+        same = isinstance(error, UsageError) if error.apart is None else not error.apart
+    else:
+        same = hasattr(error, "format_message")
+    return same and os.environ.get("RANK", "0") != "0"
 
 
 def _explained(error: Exception, message: str) -> tuple[str, int]:

@@ -10,9 +10,9 @@ import typer
 from kdtool.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from kdtool.engine.folder import Workspace
     from kdtool.engine.optim import Recipe
     from kdtool.engine.recorded import Again
-    from kdtool.engine.workspace import Workspace
     from kdtool.methods.protocol import Method
 
 Folder = Annotated[Path, typer.Option("--folder", help="Working folder: teacher, cache, runs and kdtool.toml.")]
@@ -40,6 +40,9 @@ Taps = Annotated[
 CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache.  [default: cache.zarr]")]
 KeepWeights = Annotated[
     int | None, typer.Option("--keep-weights", help="Keep the weights of every so many epochs, for analyses.")
+]
+SyncBn = Annotated[
+    bool, typer.Option("--sync-bn", help="Under torchrun, BatchNorm over the whole batch and not each share (GPUs).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -164,7 +167,7 @@ def _text(value: Any) -> str:
 
 def open_workspace(folder: Path, cache: Path | str | None = None) -> "Workspace":
     """The workspace of a folder, with another cache where one is named."""
-    from kdtool.engine.workspace import Workspace
+    from kdtool.engine.folder import Workspace
 
     workspace = Workspace.open(folder)
     if cache is None:

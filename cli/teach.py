@@ -16,6 +16,7 @@ KEYS = (
     "recipe",
     "data_folder",
     "keep_weights",
+    "sync_bn",
     "validation",
     "few_shot",
     "student",
@@ -88,6 +89,7 @@ def teach(
     device: o.Device = None,
     precision: o.Precision = None,
     keep_weights: o.KeepWeights = None,
+    sync_bn: o.SyncBn = False,
     folder: o.Folder = Path(),
     config: o.Config = None,
     json: o.Json = False,
@@ -103,6 +105,7 @@ def teach(
         from kdtool.data import DATASETS
 
         raise UsageError(f"--data is missing: one of {', '.join(DATASETS)}")
+    from kdtool.engine.ranks import own_rank
     from kdtool.engine.teach import TeachConfig
     from kdtool.engine.teach import teach as run
     from kdtool.progress import stoppable
@@ -120,6 +123,7 @@ def teach(
             schedule=schedule,
         ),
         keep_weights=values.get("keep_weights", keep_weights, None, int),
+        sync_bn=values.get("sync_bn", sync_bn or None, None, bool),
         data_folder=values.where("data_folder", data_folder),
         validation=values.get("validation", validation, None, int),
         few_shot=values.get("few_shot", few_shot, None, int),
@@ -141,8 +145,10 @@ def teach(
         head_learning_rate=values.get("head_learning_rate", head_learning_rate, None, float),
     )
     workspace = o.open_workspace(folder)
-    with Shown(quiet) as shown, stoppable() as stop:
+    with Shown(quiet or own_rank() > 0) as shown, stoppable() as stop:
         result = run(workspace, settings, shown, stop)
+    if own_rank() > 0:
+        return
     if json:
         print_json(result)
     else:

@@ -16,9 +16,13 @@ from collections.abc import Iterable
 
 
 class KdtoolError(Exception):
-    """Base of all errors that are meant for the user's eyes."""
+    """Base of all errors that are meant for the user's eyes.
+
+    apart: of several processes, whether this one may have come upon it alone; None where they had not joined yet.
+    """
 
     exit_code = 1
+    apart: bool | None = None
 
 
 class UsageError(KdtoolError):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, "torch.Tensor"]  # array -> (B, ...)
     Fitted = Mapping[str, "torch.Tensor"]  # what a Fit learned, by name
     State = dict[str, "torch.Tensor"]
+    Rows = np.ndarray[Any, np.dtype[np.int64]]  # positions (b,)
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # tap -> shape of one sample
@@ -155,14 +156,18 @@ class Batch:
 Cached = Mapping[str, "Arrays"]  # target key -> array -> (B, ...), float32 where it is stored as floating
 
 
+# A batch that will be asked for: its indices (b,), the very tensor that `Batch` will hold, and the same in memory.
+Expected = tuple["torch.Tensor", "Rows"]
+
+
 class TargetSource(Protocol):
     """Where a training step gets the teacher's answers from: `CachedTeacher`, or `LiveTeacher` in tests."""
 
     def read(self, batch: Batch) -> Cached:
         """The targets of a batch."""
 
-    def ahead(self, view: int) -> None:
-        """Told which view the next epoch runs over, so that it can be read while this one runs."""
+    def expect(self, batches: Sequence[Expected], following: int) -> None:
+        """Told the batches of an epoch in their order and the view of the epoch after it, so as to read ahead."""
 
 
 @dataclass(frozen=True)

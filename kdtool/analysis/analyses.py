@@ -29,10 +29,10 @@ from kdtool.analysis.pairs import Asked, Pairs, run_names
 from kdtool.analysis.predictions import Predictions, predictions
 from kdtool.analysis.rsa import RSA, rsa
 from kdtool.analysis.similarity import LinearCKA, linear_cka
+from kdtool.engine.folder import Workspace
 from kdtool.engine.job import check_seed
 from kdtool.engine.keeping import kept
 from kdtool.engine.ranks import Alone, Ranks
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import UsageError
 from kdtool.progress import Progress
 

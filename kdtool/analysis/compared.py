@@ -28,11 +28,12 @@ from kdtool.cache.rows import CachedArray
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import check_teacher, data_of, seen_by
+from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Labelled, seeded
 from kdtool.engine.lacking import extract_command
 from kdtool.engine.ranks import Ranks
 from kdtool.engine.runs import read_result
-from kdtool.engine.workspace import Seen, Workspace, labelled, open_teacher_cache, read_record, read_teacher
+from kdtool.engine.workspace import Seen, labelled, open_teacher_cache, read_record, read_teacher
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import method
 from kdtool.methods.vectors import VALUES, flat, known_layer, vector

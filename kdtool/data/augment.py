@@ -5,18 +5,21 @@ the pixels of which the teacher spoke. Whole pixels move, so uint8 results are t
 resizing crops and mixing of images, which are not finite policies of whole pixels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from kdtool import philox
 from kdtool.errors import UsageError
 from kdtool.targets import CLEAN, describe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 512  # images whose placements are drawn together: the working memory stays in the processor's cache
 
@@ -79,6 +82,8 @@ class Augmentation:
 
     def apply(self, images: Tensor, parameters: Tensor | npt.NDArray[np.int64]) -> Tensor:
         """Images (b, C, H, W) of uint8, padded, cropped and mirrored as `parameters` (b, 3) say; same shape."""
+        import torch
+
         height, width = images.shape[2:]
         top, left, mirrored = torch.as_tensor(parameters, device=images.device).unbind(1)
         padded = torch.nn.functional.pad(images, (self.pad,) * 4)
@@ -97,6 +102,8 @@ def normalise(pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
     Three separate operations on tensors of the pixels' device, each rounded correctly: division by a Python number
     would become a multiplication on GPUs and differ. Padding has the value (0 - mean) / std.
     """
+    import torch
+
     scale, shift, spread = (
         torch.as_tensor(value, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
         for value in ([255.0], mean, std)

@@ -103,8 +103,10 @@ class Resident:
         """As `Images.views`; each is made when it is asked for, and all positions go to the device before the first."""
         asked = list(requests)
         places = np.concatenate([positions for positions, _ in asked]) if asked else np.zeros(0, dtype=np.int64)
-        there = torch.from_numpy(places).to(self.device).split([len(positions) for positions, _ in asked])
-        yield from (self.view(positions, view) for positions, (_, view) in zip(there, asked, strict=True))
+        there, start = torch.from_numpy(places).to(self.device), 0
+        for positions, view in asked:
+            yield self.view(there[start : start + len(positions)], view)
+            start += len(positions)
 
     def _parameters(self, view: int) -> Tensor:
         """The parameters (n, 3) of one view, on the device."""

@@ -4,23 +4,27 @@ Either all images are brought to one size and held in memory, and views are crop
 or a view is a box of the picture, resized (`ResizedCrop`), and pictures are decoded as they are needed.
 """
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdtool.data.augment import Augmentation
 from kdtool.data.dataset import Dataset, Part, Pixels
-from kdtool.data.images import Rule
 from kdtool.data.pictures import Pictures, decoder, picture
 from kdtool.data.resized_crop import ResizedCrop, pixels
 from kdtool.data.workers import in_order, workers
 from kdtool.errors import UsageError, unknown
 from kdtool.progress import Progress
 from kdtool.targets import rebuild
+
+if TYPE_CHECKING:
+    from kdtool.data.images import Rule
 
 CROPS = ("pad", "resized")
 SIZE = 224  # of large pictures, where nobody names one

@@ -16,8 +16,9 @@ MOST = 32  # threads
 
 
 def workers() -> int:
-    """As many as this process may use cores."""
-    return min(MOST, len(os.sched_getaffinity(0)))
+    """As many as this process may use cores; those of a `torchrun` on one machine share them."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST, len(os.sched_getaffinity(0)) // processes))
 
 
 def in_order(function: Callable[[In], Out], items: Iterable[In], threads: int, ahead: int) -> Iterator[Out]:

@@ -153,8 +153,8 @@ def fill_blocks(
             arrays = [answers.block(*one) for one in chosen]
             stopping = _record(writer, written, ranks, stop.requested())
             written = None
-            for (place, _), values in zip(chosen, arrays, strict=True):
-                written = thread.submit(writer.write, *place, values)
+            for ((part, view, block), _), values in zip(chosen, arrays, strict=True):
+                written = thread.submit(writer.write, part, view, block, values)
             if stopping:
                 _record(writer, written, ranks, True)
                 part, view, block = todo[min(first + ranks.size, len(todo)) - 1][0]

@@ -1,5 +1,6 @@
 """Where networks run, and in which precision."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,9 +12,12 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes the first CUDA device where there is one; a device that is not there is refused."""
+    """`auto` takes the first CUDA device where there is one; a device that is not there is refused.
+
+    Each process of a `torchrun` has a CUDA device of its own, as far as there are as many.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -24,6 +28,8 @@ def choose_device(name: str) -> torch.device:
         raise ResourceError(
             f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices; take another, or --device cpu"
         )
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return device
 
 

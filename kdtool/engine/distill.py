@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,15 +17,19 @@ from kdtool.cache import Cache
 from kdtool.data.dataset import Dataset
 from kdtool.data.preparation import check_views
 from kdtool.engine import checkpoint
+from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.device import choose_device, choose_precision, placed
+from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.lacking import check_cache, extract_command, option_text
 from kdtool.engine.optim import Recipe
-from kdtool.engine.runs import RunFolder, environment
-from kdtool.engine.sources import CachedTeacher
-from kdtool.engine.teach import plain_config, summary
+from kdtool.engine.ranks import alike, ranks
+from kdtool.engine.runs import RunFolder
+from kdtool.engine.state import Running
+from kdtool.engine.teach import note_environment, plain_config, summary
+from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
-from kdtool.engine.workspace import Seen, Workspace, labelled, load_data, open_teacher_cache
+from kdtool.engine.workspace import Seen, labelled, load_data, open_teacher_cache
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import reference
 from kdtool.methods.protocol import FittedResults, Method
@@ -41,7 +46,7 @@ class DistillConfig:
     methods: the run's method first, then what `--with` adds; empty trains on labels alone. layers and options are the
     record of what was set. views: 0 takes those that the cache holds. shuffle_block: samples that are shuffled among
     themselves, 0 for a whole view. taps: layers that the user names in the student, tap -> module path. keep_weights:
-    those of every so many epochs stay in the run's folder.
+    those of every so many epochs stay in the run's folder. sync_bn: BatchNorms take the statistics of all ranks.
     """
 
     student: str
@@ -56,6 +61,7 @@ class DistillConfig:
     data_folder: str | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
     keep_weights: int | None = None
+    sync_bn: bool | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -125,68 +131,86 @@ def distill(
     stop: StopRequest,
     checkpoint_seconds: float = 60.0,
 ) -> dict[str, Any]:
-    """Trains and writes a run folder; gives the result."""
-    cache = open_teacher_cache(workspace.cache)
-    check_teacher(workspace, cache)
+    """Trains and writes a run folder; gives the result. All ranks of a `torchrun` train together, and rank 0 writes."""
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    facts = facts_of(cache, config)
-    with seeded(config.seed):
-        student = create(config.student, cache.layout.classes, config.taps)
-    image_shape = seen_by(cache).image_shape
-    check_output(config.student, student, cache.layout.classes, image_shape)
-    shapes = tap_shapes(student, image_shape)
-    both = (shapes, cache.layout.tap_shapes)
-    needs = needs_of(config.methods, *both, facts)
-    check_placements(cache, config.views)
-    command = extract_command(workspace, cache, config.methods, config.student, config.data_folder, config.taps)
-    check_cache(cache, needs, config.views, command)
-    views = config.views or held_views(cache, needs)
-    stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
-    bound = tuple(
-        bind(method, taps, shapes, cache, facts, added=number > 0)
-        for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
-    )
-    check_schedule(stages, bound, config.recipe, facts.samples)
-    data = data_of(workspace, cache, config.data_folder, progress)
-    resolved = replace(config, views=views, precision=precision)
-    path = workspace.runs / config.title
-    with files.lock(path / "lock", "training in"):
+    with ranks(device) as group, ExitStack() as held:
+        with alike(group):
+            check_sync_bn(config.sync_bn, device)
+            cache = open_teacher_cache(workspace.cache)
+            check_teacher(workspace, cache)
+            facts = facts_of(cache, config)
+            with seeded(config.seed):
+                student = create(config.student, cache.layout.classes, config.taps)
+            image_shape = seen_by(cache).image_shape
+            check_output(config.student, student, cache.layout.classes, image_shape)
+            student = synchronised(student) if config.sync_bn else student
+            shapes = tap_shapes(student, image_shape)
+            both = (shapes, cache.layout.tap_shapes)
+            needs = needs_of(config.methods, *both, facts)
+            check_placements(cache, config.views)
+            command = extract_command(workspace, cache, config.methods, config.student, config.data_folder, config.taps)
+            check_cache(cache, needs, config.views, command)
+            views = config.views or held_views(cache, needs)
+            stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
+            bound = tuple(
+                bind(method, taps, shapes, cache, facts, added=number > 0)
+                for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
+            )
+            check_schedule(stages, bound, config.recipe, facts.samples)
+            check_shares(stages, config.recipe, facts.samples, group)
+            data = data_of(workspace, cache, config.data_folder, progress)
+            resolved = replace(config, views=views, precision=precision)
+            path = workspace.runs / config.title
+            if group.rank == 0:
+                held.enter_context(files.lock(path / "lock", "training in"))
+                check_basis(RunFolder(path, resolved.plain()), cache)
         folder = RunFolder(path, resolved.plain())
-        check_basis(folder, cache)
-        known = folder.result
+        known: dict[str, Any] | None = group.shared(folder.result)
         if known is not None:
-            checkpoint.clear_state(folder.path)
+            if group.rank == 0:
+                checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
-        files.write_json(folder.path / "environment.json", environment(device, precision))
-        job = make_job(cache, data, student, stages, bound, needs, config, views, device, precision)
+        with alike(group):
+            if group.rank == 0:
+                note_environment(folder, device, precision, group)
+            made = make_job(cache, data, student, stages, bound, needs, config, views, device, precision)
+        job = replace(made, ranks=group)
         running = train(job, folder, progress, stop, checkpoint_seconds)
-        digest = checkpoint.save_weights(folder.path / "student.safetensors", job.student)
-        result = {
-            **summary("distill", config.title, config.student, config.recipe, config.seed, running),
-            "method": [method.name for method in config.methods],
-            "options": config.plain()["set"],
-            "stages": running.left,
-            "taps": dict(config.taps),
-            "seen": seen_by(cache).plain(),
-            "views": views,
-            "samples": facts.samples,
-            "parameters": parameters(job.student),
-            "teacher": teacher_of(cache),
-            "cache": {
-                "identity": cache.identity_digest,
-                "bytes": views * row_bytes(cache, needs) * facts.samples,
-                "tap_bytes": views * tap_bytes(cache, needs) * facts.samples,
-            },
-            "weights_sha256": digest,
-        }
-        if running.best:
-            job.student.load_state_dict(checkpoint.selected("student", running.best))
-            checkpoint.save_weights(folder.path / "student-best.safetensors", job.student)
-        folder.finish(result, running.rows)
-        checkpoint.clear_state(folder.path)
-        return result
+        result = _finish(folder, job, running, config, cache, needs) if group.rank == 0 else {}
+        return dict(group.shared(result))
+
+
+def _finish(
+    folder: RunFolder, job: Job, running: Running, config: DistillConfig, cache: Cache, needs: Needs
+) -> dict[str, Any]:
+    """Writes the weights and, last, the result of a training that has ended."""
+    digest, samples = checkpoint.save_weights(folder.path / "student.safetensors", job.student), len(job.train.labels)
+    result = {
+        **summary("distill", config.title, config.student, config.recipe, config.seed, running),
+        "method": [method.name for method in config.methods],
+        "options": config.plain()["set"],
+        "stages": running.left,
+        "taps": dict(config.taps),
+        "seen": seen_by(cache).plain(),
+        "views": job.views,
+        "samples": samples,
+        "parameters": parameters(job.student),
+        "teacher": teacher_of(cache),
+        "cache": {
+            "identity": cache.identity_digest,
+            "bytes": job.views * row_bytes(cache, needs) * samples,
+            "tap_bytes": job.views * tap_bytes(cache, needs) * samples,
+        },
+        "weights_sha256": digest,
+    }
+    if running.best:
+        job.student.load_state_dict(checkpoint.selected("student", running.best))
+        checkpoint.save_weights(folder.path / "student-best.safetensors", job.student)
+    folder.finish(result, running.rows)
+    checkpoint.clear_state(folder.path)
+    return result
 
 
 def check_basis(folder: RunFolder, cache: Cache) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from kdtool.data.images import Images
 from kdtool.engine.device import autocast, exact, placed
+from kdtool.engine.ranks import Alone, Ranks
 from kdtool.methods.vectors import pooled
 from kdtool.models.taps import TapReader
 from kdtool.targets import CLEAN
@@ -17,25 +18,35 @@ BATCH = 256  # images that are asked for their features at a time; a last batch 
 
 
 def clean_batches(
-    images: Images, stop: int, batch: int, start: int = 0
+    images: Images, stop: int, batch: int, start: int = 0, which: slice = slice(None)
 ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
-    """((first, end), un-augmented images) of consecutive batches of the images start..stop-1."""
-    bounds = [(first, min(first + batch, stop)) for first in range(start, stop, batch)]
+    """((first, end), un-augmented images) of consecutive batches of the images start..stop-1, or `which` of them."""
+    bounds = [(first, min(first + batch, stop)) for first in range(start, stop, batch)][which]
     yield from zip(bounds, images.views((np.arange(*bound), CLEAN) for bound in bounds), strict=True)
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Images, labels: torch.Tensor, precision: str, batch: int = 500) -> float:
-    """Share of images whose largest logit is the label's, in percent. The network's mode is put back."""
+def accuracy(
+    model: nn.Module,
+    images: Images,
+    labels: torch.Tensor,
+    precision: str,
+    batch: int = 500,
+    ranks: Ranks = Alone(),  # noqa: B008 - it has no state
+) -> float:
+    """Share of images whose largest logit is the label's, in percent. The network's mode is put back.
+
+    Several ranks with the same network take the batches in turns; the answer is that of one.
+    """
     training = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=labels.device)
-    for (start, stop), pixels in clean_batches(images, len(labels), batch):
+    for (start, stop), pixels in clean_batches(images, len(labels), batch, which=slice(ranks.rank, None, ranks.size)):
         with autocast(labels.device, precision):
             logits = model(pixels)
         right += (logits.argmax(1) == labels[start:stop]).sum()
     model.train(training)
-    return 100.0 * int(right) / len(labels)
+    return 100.0 * int(ranks.summed(np.array([float(right)]))[0]) / len(labels)
 
 
 @torch.no_grad()

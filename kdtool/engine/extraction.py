@@ -114,8 +114,8 @@ class Landing:
             if not bool(finite):
                 _explain("/".join(name), name[0], self.exact[name], str(self.rows[name].dtype).split(".")[1])
         found: Stored = {}
-        for (key, name), rows in self.rows.items():
-            found.setdefault(key, {})[name] = rows.numpy()
+        for (key, array), rows in self.rows.items():
+            found.setdefault(key, {})[array] = rows.numpy()
         return found
 
 
@@ -131,7 +131,7 @@ def answered(
     if not images.is_cuda:
         return Landing(rows, finite, exact)
     there, known = ({name: _leaving(value) for name, value in values.items()} for values in (rows, finite))
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return Landing(there, known, exact, event)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdtool.data.batches import batch_slices
 from kdtool.data.images import Images
 from kdtool.engine.optim import Recipe
+from kdtool.engine.ranks import Alone, Ranks
 from kdtool.errors import UsageError
 from kdtool.methods.protocol import Method, need
 from kdtool.targets import Stage, TargetSource, Weight
@@ -45,7 +46,8 @@ class Job:
 
     fixed: parameters of the student that no stage trains; their modules stay in eval mode unless `moving` lets their
     BatchNorms follow the data. head, head_factor: module path of the classifier, and what its learning rate is
-    multiplied by. keep: the weights of every so many epochs are kept, of none for None.
+    multiplied by. keep: the weights of every so many epochs are kept, of none for None. ranks: the processes that train
+    it together.
     """
 
     student: nn.Module
@@ -66,6 +68,7 @@ class Job:
     head: str = ""
     head_factor: float = 1.0
     keep: int | None = None
+    ranks: Ranks = Alone()  # noqa: RUF009 - it has no state
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ from kdtool.targets import describe
 if TYPE_CHECKING:
     from kdtool.cache import Cache
     from kdtool.engine.distill import Needs
-    from kdtool.engine.workspace import Workspace
+    from kdtool.engine.folder import Workspace
     from kdtool.methods.protocol import Method
     from kdtool.targets import Fit, Target
 

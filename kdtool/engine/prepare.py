@@ -16,17 +16,9 @@ from kdtool.data.preparation import all_views, check_views
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import needs_of
 from kdtool.engine.extraction import FLOATS, Extraction
+from kdtool.engine.folder import DEFAULT_VIEWS, Workspace
 from kdtool.engine.job import check_seed
-from kdtool.engine.workspace import (
-    DEFAULT_VIEWS,
-    TeacherRecord,
-    Workspace,
-    labelled,
-    load_data,
-    read_record,
-    read_split,
-    read_teacher,
-)
+from kdtool.engine.workspace import TeacherRecord, labelled, load_data, read_record, read_split, read_teacher
 from kdtool.errors import UsageError
 from kdtool.methods import DEFAULT_FITS, DEFAULT_TARGETS, plain_targets
 from kdtool.methods.protocol import Method
@@ -96,7 +88,9 @@ def prepare(workspace: Workspace, config: ExtractConfig, progress: Progress = Si
     parts = {
         part: labelled(data.test if part == "test" else data.train, index, augmentation, data, device)
         for part, index in rows.items()
+        if part != "train_clean"
     }
+    parts["train_clean"] = parts["train"]  # the same images, which lie on the device once
     return Extraction(
         model=model,
         train=parts["train"].images,

@@ -1,6 +1,7 @@
 """Several processes of one `torchrun` that work together: which of them this is, and what they tell one another.
 
-Rank 0 alone holds the writer of a cache; the others hand it what they wrote, as plain values.
+Rank 0 alone writes caches and runs; what the others hand it are plain values. Left out: the tensors of a training step
+(kdtool.engine.together).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
-from kdtool.errors import ResourceError
+from kdtool.errors import KdtoolError, NonFiniteError, ResourceError, Stopped, UsageError
 
 Array = npt.NDArray[np.float64]
 
 PATIENCE = timedelta(days=30)  # the other ranks wait while rank 0 learns fits
+COMMON = (UsageError, NonFiniteError, Stopped)  # what all ranks come upon at the same place
 
 
 class Ranks(Protocol):
@@ -38,6 +40,9 @@ class Ranks(Protocol):
     def summed(self, values: Array) -> Array:
         """The sum over all ranks, the same bits in every rank."""
 
+    def highest(self, values: Sequence[int]) -> Sequence[int]:
+        """The highest of all ranks at each place, in every rank."""
+
 
 class Alone:
     """One process."""
@@ -53,6 +58,10 @@ class Alone:
         return [value]
 
     def summed(self, values: Array) -> Array:
+        """The values."""
+        return values
+
+    def highest(self, values: Sequence[int]) -> Sequence[int]:
         """The values."""
         return values
 
@@ -86,6 +95,13 @@ class Together:
             distributed.all_reduce(total)
         return total.numpy()
 
+    def highest(self, values: Sequence[int]) -> Sequence[int]:
+        """The highest of all ranks."""
+        found = torch.tensor(values)
+        with _others():
+            distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return [int(value) for value in found]
+
 
 @contextmanager
 def _others() -> Iterator[None]:
@@ -97,19 +113,68 @@ def _others() -> Iterator[None]:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """The processes that `torchrun` started, joined while the block runs, or this one alone."""
+def working() -> Iterator[None]:
+    """A block in which tensors are exchanged: where that fails, another process has ended; the rest stays as it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        with _others():
+            raise
+
+
+@contextmanager
+def alike(group: Ranks) -> Iterator[None]:
+    """A block that ends well in all ranks or in none: what one of them refuses is raised in all, and rank 0 says it."""
+    refused: KdtoolError | None = None
+    try:
+        yield
+    except KdtoolError as error:
+        if group.size == 1:
+            raise
+        refused = error
+    found: list[KdtoolError] = [error for error in group.gathered(refused) if error is not None]
+    if found:
+        found[0].apart = False
+        raise found[0] from refused
+
+
+@contextmanager
+def ranks(device: torch.device = torch.device("cpu")) -> Iterator[Ranks]:  # noqa: B008 - it has no state
+    """The processes that `torchrun` started, joined while the block runs, or this one alone.
+
+    device: where tensors that they exchange lie, beside what is small and on the CPU; for CUDA, that of this rank. They
+    find one another once: who calls several stages in one process joins them before, by torch's init_process_group.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Alone()
         return
     joined = distributed.is_initialized()
     if not joined:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        if device.type == "cuda":
+            check_own(device)
+            torch.cuda.set_device(device)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Together()
+    except KdtoolError as error:
+        if error.apart is None:
+            error.apart = not isinstance(error, COMMON)
+        raise
     finally:
         if not joined:
             distributed.destroy_process_group()
+
+
+def check_own(device: torch.device) -> None:
+    """Refuses that two processes of a machine train on one GPU, which NCCL cannot."""
+    local, held = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if device.index != local:
+        raise ResourceError(
+            f"process {local} of this machine would train on {device}, and each needs a GPU of its own; torch finds "
+            f"{held}: torchrun --nproc-per-node {held}, with --device cuda"
+        )
 
 
 def own_rank() -> int:

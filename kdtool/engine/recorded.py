@@ -19,7 +19,7 @@ from kdtool.targets import Fit, Target, rebuild
 
 if TYPE_CHECKING:
     from kdtool.cache import Cache
-    from kdtool.engine.workspace import Workspace
+    from kdtool.engine.folder import Workspace
 
 
 @dataclass(frozen=True)

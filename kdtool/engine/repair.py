@@ -15,7 +15,7 @@ from kdtool.engine.workspace import open_teacher_cache
 from kdtool.errors import DamageError, KdtoolError
 
 if TYPE_CHECKING:
-    from kdtool.engine.workspace import Workspace
+    from kdtool.engine.folder import Workspace
     from kdtool.progress import Progress, StopRequest
 
 

@@ -21,7 +21,7 @@ from kdtool.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
     from kdtool.cache import Cache
-    from kdtool.engine.workspace import Workspace
+    from kdtool.engine.folder import Workspace
     from kdtool.progress import Progress
 
 Array = np.ndarray[Any, Any]

@@ -8,6 +8,8 @@ state.json         the training state while the run is unfinished
 student.safetensors, result.json   written last: a folder with a result is a finished run
 """
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -16,16 +18,14 @@ import platform
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-import zarr
+from typing import TYPE_CHECKING, Any
 
 import kdtool
 from kdtool import files
-from kdtool.engine.device import memory_format
 from kdtool.errors import DamageError, IdentityError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 Row = dict[str, Any]
 
@@ -70,6 +70,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """What a result may depend on beside its configuration."""
+    import numpy as np
+    import torch
+    import zarr
+
+    from kdtool.engine.device import memory_format
+
     return {
         "kdtool": kdtool.__version__,
         "python": platform.python_version(),

@@ -1,9 +1,11 @@
-"""Where a training step gets the teacher's answers: from the cache, or from the living teacher, with equal answers."""
+"""What the teacher answers for a batch: asked now, and, for tests and benchmarks, as the source of a training.
+
+Left out: the answers that a cache holds (kdtool.engine.cached), which are equal.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,98 +15,10 @@ from torch import nn
 
 from kdtool.engine.device import autocast, exact
 from kdtool.models.taps import TapReader
-from kdtool.targets import Batch, Cached, Target
+from kdtool.targets import Batch, Cached, Expected, Target
 
 if TYPE_CHECKING:
-    from kdtool.cache import Cache
     from kdtool.data.images import Images
-
-RESIDENT_BYTES = 2**31  # a view's slice up to this size is held on the device while its epoch runs
-
-
-Slices = dict[tuple[str, str], torch.Tensor]  # target key and array -> (n, ...)
-
-
-class CachedTeacher:
-    """Reads targets from a cache: a view's slice is held on the device for its epoch, or read by rows if large.
-
-    Only what somebody asks for is read: a stage that uses half of the targets costs no more than these. `ahead` reads
-    the slices of the next view in a thread, of those arrays that this epoch has asked for, where all of them together
-    are not large either; they wait in memory.
-    """
-
-    def __init__(
-        self,
-        cache: Cache,
-        targets: Sequence[Target],
-        device: torch.device,
-        part: str = "train",
-        resident: int = RESIDENT_BYTES,
-    ) -> None:
-        self.device = device
-        self.arrays = {
-            target.key: {name: cache.array(part, target.key, name) for name in cache.contents[target.key].arrays}
-            for target in targets
-        }
-        self.resident = resident
-        self.held: Slices = {}
-        self.current: int | None = None
-        self._following: tuple[int, Future[Slices]] | None = None
-
-    def read(self, batch: Batch) -> Cached:
-        """The rows of a batch, floating ones as float32."""
-        if batch.view != self.current:
-            view, waiting = self._following or (None, None)
-            found = waiting.result() if waiting is not None and view == batch.view else {}
-            self.held = {name: slice_.to(self.device, non_blocking=True) for name, slice_ in found.items()}
-            self.current, self._following = batch.view, None
-        return _Rows(self, batch)
-
-    def ahead(self, view: int) -> None:
-        """Begins to read the slices of a view; what is damaged is told of when the view is asked for."""
-        size = sum(rows.nbytes for rows in self.held.values())
-        if view == self.current or self._following is not None or size > self.resident:
-            return
-        thread = ThreadPoolExecutor(1, thread_name_prefix="kdtool-view")
-        self._following = view, thread.submit(self._slices, view, tuple(self.held))
-        thread.shutdown(wait=False)
-
-    def _slices(self, view: int, names: Sequence[tuple[str, str]]) -> Slices:
-        return {name: self._slice(view, *name) for name in names}
-
-    def _slice(self, view: int, key: str, name: str) -> torch.Tensor:
-        """All rows of a view, in memory from which a CUDA device can take them by itself."""
-        rows = torch.from_numpy(self.arrays[key][name].read(view))
-        return rows.pin_memory() if self.device.type == "cuda" else rows
-
-    def rows(self, key: str, name: str, batch: Batch) -> torch.Tensor:
-        """The rows of one array, as they are stored."""
-        array = self.arrays[key][name]
-        if np.prod(array.shape[1:]) * array.dtype.itemsize > self.resident:
-            return torch.from_numpy(array.rows(batch.view, batch.indices.cpu().numpy())).to(self.device)
-        if (key, name) not in self.held:
-            self.held[key, name] = self._slice(batch.view, key, name).to(self.device, non_blocking=True)
-        return self.held[key, name][batch.indices]
-
-
-class _Rows(Mapping[str, Mapping[str, torch.Tensor]]):
-    """target key -> array -> rows of a batch; a key is read when it is first asked for, and is in `held` then."""
-
-    def __init__(self, source: CachedTeacher, batch: Batch) -> None:
-        self._source, self._batch = source, batch
-        self.held: dict[str, dict[str, torch.Tensor]] = {}
-
-    def __getitem__(self, key: str) -> Mapping[str, torch.Tensor]:
-        if key not in self.held:
-            names = self._source.arrays[key]
-            self.held[key] = {name: widened(self._source.rows(key, name, self._batch)) for name in names}
-        return self.held[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source.arrays)
-
-    def __len__(self) -> int:
-        return len(self._source.arrays)
 
 
 def widened(rows: torch.Tensor) -> torch.Tensor:
@@ -164,7 +78,7 @@ class LiveTeacher:
             for key in pieces[0]
         }
 
-    def ahead(self, view: int) -> None:
+    def expect(self, batches: Sequence[Expected], following: int) -> None:
         """Nothing: the teacher says everything when it is asked."""
 
     def _stored(self, rows: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from kdtool.engine.finetune import idle_modules
 from kdtool.engine.job import Job, seeded, stage_recipe
 from kdtool.engine.optim import Recipe, build_optimizer
 from kdtool.engine.runs import Row, RunFolder
-from kdtool.errors import NonFiniteError
+from kdtool.errors import NonFiniteError, UsageError
 from kdtool.models.taps import parameters_behind
 from kdtool.targets import Stage
 
@@ -108,8 +108,14 @@ def check_finite(stage: Stage, running: Running) -> None:
 
 
 def save(job: Job, running: Running, folder: RunFolder) -> None:
-    """Writes all that changes into the run's folder."""
+    """Writes all that changes into the run's folder; of several ranks, rank 0 does."""
     check_finite(job.stages[running.stage], running)
+    if job.ranks.rank == 0:
+        _write(job, running, folder)
+    job.ranks.shared(None)  # until it is written no rank ends, or torchrun would end them all
+
+
+def _write(job: Job, running: Running, folder: RunFolder) -> None:
     moments, numbers = checkpoint.optimizer_tensors(running.optimizer)
     tensors = {
         **checkpoint.prefixed("student", job.student.state_dict()),
@@ -137,6 +143,12 @@ def save(job: Job, running: Running, folder: RunFolder) -> None:
 def resume(job: Job, folder: RunFolder) -> Running | None:
     """The state that `save` wrote, the job's student included; None where there is none."""
     state = checkpoint.load_state(folder.path)
+    found = job.ranks.gathered(None if state is None else [state[1][key] for key in ("stage", "epoch", "done")])
+    if any(place != found[0] for place in found):
+        raise UsageError(
+            f"the processes of this torchrun do not find one state in {folder.path} (stage, epoch, step: {found}); "
+            "name a --folder that all of them share"
+        )
     if state is None:
         return None
     tensors, plain = state

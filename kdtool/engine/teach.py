@@ -5,6 +5,8 @@ It may begin from weights in a file, of which the classifier may be for other cl
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +24,15 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.evaluate import accuracy
 from kdtool.engine.finetune import classifier, fixed_parameters
+from kdtool.engine.folder import DEFAULT_STUDENT, DEFAULT_VIEWS, Workspace
 from kdtool.engine.job import Job, Labelled, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.optim import Recipe
+from kdtool.engine.ranks import Ranks, alike, ranks
 from kdtool.engine.runs import RunFolder, environment
 from kdtool.engine.state import Running, begin
+from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
-from kdtool.engine.workspace import (
-    DEFAULT_STUDENT,
-    DEFAULT_VIEWS,
-    TeacherRecord,
-    Workspace,
-    answer,
-    architecture,
-    labelled,
-    write_teacher,
-)
+from kdtool.engine.workspace import TeacherRecord, answer, architecture, labelled, write_teacher
 from kdtool.errors import IdentityError, UsageError, unknown
 from kdtool.models import check_name, check_output, create, parameters
 from kdtool.models.weights import Loaded, load_initial
@@ -55,7 +51,7 @@ class TeachConfig:
     what does not train (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there keep their statistics
     ("eval") or follow the data ("train"). head_learning_rate: of the classifier, where it has one of its own. student,
     views: defaults that kdtool.toml gives distill and extract. keep_weights: those of every so many epochs stay in the
-    run's folder.
+    run's folder. sync_bn: BatchNorms take the statistics of all ranks.
     """
 
     data: str
@@ -81,6 +77,7 @@ class TeachConfig:
     batchnorm: str = "eval"
     head_learning_rate: float | None = None
     keep_weights: int | None = None
+    sync_bn: bool | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -95,8 +92,8 @@ class TeachConfig:
             raise UsageError(f"--head-lr is above 0 and finite, not {self.head_learning_rate}")
         if self.as_is and not self.initial:
             raise UsageError("--as-is takes the weights of --from as they are, and --from names none")
-        if self.as_is and (self.freeze or self.head_learning_rate or self.keep_weights):
-            raise UsageError("--as-is trains nothing, so --freeze, --head-lr and --keep-weights do not apply")
+        if self.as_is and (self.freeze or self.head_learning_rate or self.keep_weights or self.sync_bn):
+            raise UsageError("--as-is trains nothing: --freeze, --head-lr, --keep-weights and --sync-bn do not apply")
 
 
 def plain_config(command: str, config: Any) -> dict[str, Any]:
@@ -139,50 +136,87 @@ def read_lesson(config: TeachConfig, progress: Progress) -> Lesson:
 def teach(
     workspace: Workspace, config: TeachConfig, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
 ) -> dict[str, Any]:
-    """Trains and writes teacher.safetensors, its record and kdtool.toml into the workspace; gives the result."""
+    """Trains and writes teacher.safetensors, its record and kdtool.toml into the workspace; gives the result.
+
+    All ranks of a `torchrun` train together, and rank 0 writes.
+    """
     for name in (config.network, config.student):
         check_name(name)
     if config.data not in data.DATASETS:
         raise unknown("data set", config.data, data.DATASETS)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    lesson = read_lesson(config, progress)
     path = workspace.runs / "teacher"
-    finished = (path / "result.json").exists()
-    start = (
-        None if finished else first_weights(config, lesson)
-    )  # what does not fit is refused before anything is written
-    with files.lock(path / "lock", "training in"):
-        folder = RunFolder(path, plain_config("teach", replace(config, precision=precision)))
-        check_basis(folder, basis(lesson, config.initial))
-        known = folder.result
-        if known is not None and workspace.teacher.exists() and workspace.settings:
-            checkpoint.clear_state(folder.path)
+    with ranks(device) as group, ExitStack() as held:
+        with alike(group):
+            check_sync_bn(config.sync_bn, device)
+            lesson = read_lesson(config, progress)
+            check_shares((Stage("teach"),), config.recipe, len(lesson.rows), group)
+            finished = (path / "result.json").exists()
+            # what does not fit is refused before anything is written
+            start = None if finished else first_weights(config, lesson)
+            resolved = plain_config("teach", replace(config, precision=precision))
+            if group.rank == 0:
+                held.enter_context(files.lock(path / "lock", "training in"))
+                check_basis(RunFolder(path, resolved), basis(lesson, config.initial))
+        folder = RunFolder(path, resolved)
+        whole = workspace.teacher.exists() and workspace.settings
+        known: dict[str, Any] | None = group.shared(folder.result if whole else None)
+        if known is not None:
+            if group.rank == 0:
+                checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
-        model, begun_from, fixed = start or first_weights(config, lesson)
-        if begun_from:
-            progress.note(f"begins from {begun_from.remark}")
-        job = make_job(config, lesson, model, fixed, device, precision)
-        files.write_json(folder.path / "environment.json", environment(device, precision))
+        with alike(group):
+            model, begun_from, fixed = start or first_weights(config, lesson)
+            if begun_from:
+                progress.note(f"begins from {begun_from.remark}")
+            if group.rank == 0:
+                note_environment(folder, device, precision, group)
+            network = synchronised(deepcopy(model)) if config.sync_bn else model
+            job = replace(make_job(config, lesson, network, fixed, device, precision), ranks=group)
         running = as_it_is(job) if config.as_is else train(job, folder, progress, stop, checkpoint_seconds)
-        record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model.cpu(), running))
-        workspace.write(defaults(workspace, config, record))
-        result = {
-            **summary("teach", "teacher", config.network, config.recipe, config.seed, running),
-            **({"epochs": 0} if config.as_is else {}),
-            "from": begun_from.record if begun_from else None,
-            "taps": dict(config.taps),
-            "seen": record.seen.plain(),
-            "views": None,
-            "parameters": parameters(model),
-            "teacher": {"network": record.network, "sha256": record.sha256, "test_accuracy": record.test_accuracy},
-            "cache": None,
-            "weights_sha256": record.sha256,
-        }
-        folder.finish(result, running.rows)
-        checkpoint.clear_state(folder.path)
-        return result
+        result = _finish(workspace, folder, job, model, running, config, lesson, begun_from) if group.rank == 0 else {}
+        return dict(group.shared(result))
+
+
+def note_environment(folder: RunFolder, device: torch.device, precision: str, group: Ranks) -> None:
+    """Writes what a result may depend on beside its configuration, which is the same for any number of processes."""
+    files.write_json(folder.path / "environment.json", {**environment(device, precision), "ranks": group.size})
+
+
+def _finish(
+    workspace: Workspace,
+    folder: RunFolder,
+    job: Job,
+    model: nn.Module,
+    running: Running,
+    config: TeachConfig,
+    lesson: Lesson,
+    begun_from: Loaded | None,
+) -> dict[str, Any]:
+    """Writes the teacher, the defaults and, last, the result of a training that has ended.
+
+    model: the network as `create` gives it, which the job trained or of which it trained a copy.
+    """
+    model.cpu().load_state_dict(job.student.state_dict())
+    record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model, running))
+    workspace.write(defaults(workspace, config, record))
+    result = {
+        **summary("teach", "teacher", config.network, config.recipe, config.seed, running),
+        **({"epochs": 0} if config.as_is else {}),
+        "from": begun_from.record if begun_from else None,
+        "taps": dict(config.taps),
+        "seen": record.seen.plain(),
+        "views": None,
+        "parameters": parameters(model),
+        "teacher": {"network": record.network, "sha256": record.sha256, "test_accuracy": record.test_accuracy},
+        "cache": None,
+        "weights_sha256": record.sha256,
+    }
+    folder.finish(result, running.rows)
+    checkpoint.clear_state(folder.path)
+    return result
 
 
 def basis(lesson: Lesson, initial: str | None) -> dict[str, Any]:
@@ -292,7 +326,7 @@ def as_it_is(job: Job) -> Running:
     """What a training without a step would give: one row with the accuracies of the network's weights."""
     running = begin(job, 0)
     score = {
-        name: accuracy(job.student, part.images, part.labels, job.precision) if part else None
+        name: accuracy(job.student, part.images, part.labels, job.precision, ranks=job.ranks) if part else None
         for name, part in (("validation_accuracy", job.validation), ("test_accuracy", job.test))
     }
     fixed = {"stage": "as it is", "epoch": 0, "steps": 0, "learning_rate": 0.0, "loss": None, "train_accuracy": None}

@@ -2,7 +2,7 @@
 
 A step is a pure function of the state and of (seed, epoch, position), so a resumed run gives the bits of an undisturbed
 one. The loop never waits for the device inside a step; sums of losses stay there until an epoch ends or a check is due.
-Left out for now: several ranks.
+Several ranks of a `torchrun` take the same steps together (kdtool.engine.together); rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from kdtool.data.dataset import NO_LABEL
 from kdtool.engine import checkpoint, keeping
 from kdtool.engine.device import autocast, synchronize
 from kdtool.engine.evaluate import accuracy
-from kdtool.engine.job import Bound, Job, check_schedule, stage_recipe
+from kdtool.engine.job import Bound, Job, Labelled, check_schedule, stage_recipe
 from kdtool.engine.optim import Recipe, learning_rate, milestone_epochs
+from kdtool.engine.ranks import working
 from kdtool.engine.runs import Row, RunFolder
 from kdtool.engine.state import (
     CHECK_STEPS,
@@ -36,6 +37,16 @@ from kdtool.engine.state import (
     save,
     train_mode,
 )
+from kdtool.engine.together import (
+    Read,
+    average_gradients,
+    check_shares,
+    decided,
+    gathered,
+    reader_of,
+    share,
+    spread_buffers,
+)
 from kdtool.errors import UsageError
 from kdtool.methods.precision import wide
 from kdtool.models.taps import TapReader
@@ -47,12 +58,13 @@ def train(
     job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
 ) -> Running:
     """Runs all stages, from the state in `folder` where there is one; the job's student holds the result."""
-    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []), working():
         return _train(job, folder, progress, stop, checkpoint_seconds)
 
 
 def _train(job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float) -> Running:
     check_schedule(job.stages, job.bound, job.recipe, len(job.train.labels))
+    check_shares(job.stages, job.recipe, len(job.train.labels), job.ranks)
     running = resume(job, folder) or begin(job, 0)
     _keep(job, running, folder)
     if running.epoch or running.done:
@@ -75,34 +87,37 @@ def _run_stage(
     progress.begin(stage.name, plan.epochs * len(slices), running.epoch * len(slices) + running.done)
     taps = tuple(dict.fromkeys(tap for bound in _active(job, stage) for tap in bound.taps))
     saved, before = time.monotonic(), epochs_before(job, running.stage)
-    with TapReader(job.student, taps) as reader:
+    with TapReader(job.student, taps) as taps_reader:
+        reader = reader_of(job, stage, taps_reader)
         while running.epoch < plan.epochs:
             view = view_of_epoch(job.seed, before + running.epoch, job.views)
             order = order_of_epoch(job.seed, before + running.epoch, len(job.train.labels), job.shuffle_block)
             if plan.resets and running.done == 0 and running.epoch in milestone_epochs(plan):
                 running.optimizer = fresh_optimizer(job, plan, running.adapters)
             train_mode(job, running)
-            todo, there = slices[running.done :], torch.from_numpy(order).to(job.device)
-            following = view_of_epoch(job.seed, before + running.epoch + 1, job.views)
-            with closing(job.train.images.views((order[part], view) for part in todo)) as images:
-                for part in todo:
-                    step(job, stage, plan, running, reader, there[part], view, len(slices), images)
+            there = torch.from_numpy(order).to(job.device)
+            todo = [(there[part], order[part]) for part in slices[running.done :]]
+            if job.source:
+                job.source.expect(todo, view_of_epoch(job.seed, before + running.epoch + 1, job.views))
+            own = [positions[share(len(positions), job.ranks)] for _, positions in todo]
+            with closing(job.train.images.views((positions, view) for positions in own)) as images:
+                for indices, _ in todo:
+                    step(job, stage, plan, running, reader, indices, view, len(slices), images)
                     running.done += 1
-                    if job.source and running.done == max(1, len(slices) // 2):
-                        job.source.ahead(following)
                     progress.advance(1)
                     if running.done % CHECK_STEPS == 0:
                         check_finite(stage, running)
-                    stopping = stop.requested()
-                    if stopping or time.monotonic() - saved > checkpoint_seconds:
+                    stopping, due = decided(job.ranks, stop, time.monotonic() - saved > checkpoint_seconds)
+                    if stopping or due:
                         save(job, running, folder)
                         saved = time.monotonic()
                     if stopping:
                         raise stop.stopped(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
             _end_epoch(job, stage, plan, running, len(slices), progress)
             _keep(job, running, folder)
-            folder.write_rows(running.rows)
-            if time.monotonic() - saved > checkpoint_seconds:
+            if job.ranks.rank == 0:
+                folder.write_rows(running.rows)
+            if job.ranks.shared(time.monotonic() - saved > checkpoint_seconds):
                 save(job, running, folder)
                 saved = time.monotonic()
 
@@ -118,13 +133,16 @@ def step(
     stage: Stage,
     plan: Recipe,
     running: Running,
-    reader: TapReader,
+    reader: Read,
     indices: Tensor,
     view: int,
     steps: int,
     images: Iterator[Tensor],
 ) -> None:
-    """One step of the optimiser on the samples at `indices` (b,), the next of `images`; `steps` are an epoch's."""
+    """One step of the optimiser on the samples at `indices` (B,); `steps` are an epoch's.
+
+    images: their pixels are the next of these, or of several ranks each one's share of them.
+    """
     begun = time.perf_counter()
     number = running.epoch * steps + running.done
     for group in running.optimizer.param_groups:
@@ -139,6 +157,7 @@ def step(
     total = _weighted(losses)
     running.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
+    average_gradients(running.adapters, job.ranks)
     running.optimizer.step()
     with torch.no_grad():
         for bound in bounds:
@@ -163,7 +182,7 @@ def _losses(
     job: Job,
     stage: Stage,
     running: Running,
-    reader: TapReader,
+    reader: Read,
     images: Tensor,
     cached: Cached,
     batch: Batch,
@@ -171,7 +190,8 @@ def _losses(
     """(term -> weight and value, logits, taps) of the student on a batch."""
     with autocast(job.device, job.precision):
         logits, taps = reader(images)
-    logits, taps = wide(logits), {tap: wide(value) for tap, value in taps.items()}
+    logits, *values = (wide(gathered(value, len(batch.indices), job.ranks)) for value in (logits, *taps.values()))
+    taps = dict(zip(taps, values, strict=True))
     losses = {"task": (stage.task, cross_entropy(logits, batch.labels, job.train.share < 1))} if stage.task else {}
     for bound in _active(job, stage):
         losses |= _terms(bound, stage, running, taps, cached, batch)
@@ -241,12 +261,13 @@ def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: in
     check_finite(stage, running)
     for bound in _active(job, stage):
         bound.method.after_epoch(running.adapters[bound.method.name])
+    spread_buffers((job.student, running.adapters), job.ranks)
     synchronize(job.device)
     begun = time.perf_counter()
-    test = accuracy(job.student, job.test.images, job.test.labels, job.precision)
+    test = _accuracy(job, job.test)
     validation = None
     if job.validation is not None:
-        validation = accuracy(job.student, job.validation.images, job.validation.labels, job.precision)
+        validation = _accuracy(job, job.validation)
         if not plan.resets or running.epoch + 1 in (*milestone_epochs(plan), plan.epochs):
             _select(job, stage, running, validation)
     running.seconds["evaluate"] += time.perf_counter() - begun
@@ -273,19 +294,23 @@ def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: in
     )
 
 
+def _accuracy(job: Job, part: Labelled) -> float:
+    return accuracy(job.student, part.images, part.labels, job.precision, ranks=job.ranks)
+
+
 def _keep(job: Job, running: Running, folder: RunFolder) -> None:
     """Keeps the weights before the first epoch, after every `job.keep` epochs of a stage and after its last."""
     stage = job.stages[running.stage]
     last = running.epoch == stage_recipe(job.recipe, stage).epochs
     first = running.epoch == 0 and running.stage > 0
-    if job.keep and not running.done and not first and (last or running.epoch % job.keep == 0):
+    if job.ranks.rank == 0 and job.keep and not running.done and not first and (last or running.epoch % job.keep == 0):
         keeping.keep(folder.path, stage.name, running.epoch, job.student)
 
 
 def _select(job: Job, stage: Stage, running: Running, validation: float) -> None:
     """Keeps the weights that are best on validation: by accuracy, or by the stage's own loss where it says so."""
     by_loss = stage.select == "validation_loss"
-    score = -validation_loss(job, stage, running) if by_loss else validation
+    score = job.ranks.shared(-validation_loss(job, stage, running) if by_loss else validation)
     if score > running.best_score:
         running.best_score, running.best_epoch = score, running.epoch
         kept = {"student": job.student, **({"adapters": running.adapters} if by_loss else {})}
@@ -298,7 +323,7 @@ def _select(job: Job, stage: Stage, running: Running, validation: float) -> None
 
 @torch.no_grad()
 def validation_loss(job: Job, stage: Stage, running: Running) -> float:
-    """The stage's weighted loss over the validation part, un-augmented, in eval mode."""
+    """The stage's weighted loss over the validation part, un-augmented, in eval mode; each rank takes it whole."""
     assert job.validation is not None
     job.student.eval()
     running.adapters.eval()
@@ -336,7 +361,7 @@ def _leave_stage(job: Job, running: Running, folder: RunFolder, progress: Progre
             "discard": stage.discard,
         }
     )
-    if running.stage + 1 < len(job.stages):
+    if running.stage + 1 < len(job.stages) and job.ranks.rank == 0:
         path = folder.path / f"stage-{stage.name}.safetensors"
         running.left[-1]["weights_sha256"] = checkpoint.save_weights(path, job.student)
     if len(job.stages) > 1:

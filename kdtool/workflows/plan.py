@@ -10,8 +10,9 @@ from kdtool.cache.identity import refuse
 from kdtool.cache.journal import holds_cache
 from kdtool.engine import sizes
 from kdtool.engine.extraction import Extraction, stored_specs
+from kdtool.engine.folder import Workspace
 from kdtool.engine.sources import as_tensors
-from kdtool.engine.workspace import Workspace, open_teacher_cache
+from kdtool.engine.workspace import open_teacher_cache
 from kdtool.targets import by_key
 from kdtool.workflows.costs import costs
 

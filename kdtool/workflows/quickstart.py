@@ -7,10 +7,10 @@ from kdtool.analysis.analyses import GapPlan, gram_gap
 from kdtool.analysis.pairs import Asked
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.methods import method
 from kdtool.methods.protocol import Method
 from kdtool.progress import Progress, StopRequest

@@ -25,10 +25,10 @@ from kdtool.analysis.pairs import Asked, run_names
 from kdtool.cache import open_cache
 from kdtool.engine import checkpoint
 from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.folder import Workspace
 from kdtool.engine.keeping import kept
 from kdtool.engine.ranks import Alone
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import method
 from kdtool.models import create

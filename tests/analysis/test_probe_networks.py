@@ -15,9 +15,9 @@ from kdtool.analysis.probe import SPREAD, ProbeConfig, as_teaching, probe, probe
 from kdtool.cli.main import run as command
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import learning_rate, milestone_epochs, recipe
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import DamageError, Stopped, UsageError
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest

@@ -145,9 +145,21 @@ def test_what_is_wrong_is_said_in_one_line(line: str, built: Path, data: Path, r
     assert sorted(built.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("line", ["models --classes 1", "data check cifra10", "data check", "quickstart --epochs 1"])
+WITHOUT_A_FOLDER = {
+    "models --classes 1": (),
+    "data check cifra10": ("'cifra10'", "did you mean 'cifar10'?"),
+    "data check": (),
+    "quickstart --epochs 1": (),
+    "bench kernls": ("'kernls'", "did you mean 'kernels'?"),
+    "bench start kernls": ("'kernls'", "did you mean 'kernels'?"),
+    "bench --device gpu": ("'gpu'", "known: auto, cpu, cuda"),
+    "bench --precision float23": ("'float23'", "did you mean 'float32'?"),
+}
+
+
+@pytest.mark.parametrize("line", WITHOUT_A_FOLDER)
 def test_commands_without_a_folder(line: str, refused: Typed) -> None:
-    refused(2, (), line)
+    refused(2, WITHOUT_A_FOLDER[line], line)
 
 
 @pytest.mark.parametrize("line", ["", "cache", "analyze", "data"])

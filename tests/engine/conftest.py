@@ -8,9 +8,9 @@ import pytest
 from made_up import PLAN, made_up, run_extract
 
 from kdtool import data
+from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import Recipe
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
 from kdtool.progress import Silent, StopRequest

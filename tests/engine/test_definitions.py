@@ -9,10 +9,10 @@ from stopping import StopAfter
 
 from kdtool.cache import open_cache
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.lacking import check_fit, check_target
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.recorded import recorded_fits, recorded_targets
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import IdentityError, Stopped
 from kdtool.methods import method
 from kdtool.methods.maps import WholeMap

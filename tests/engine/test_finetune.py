@@ -16,9 +16,9 @@ from kdtool import data, files
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.engine import state
 from kdtool.engine.finetune import fixed_parameters
+from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import Recipe, build_optimizer, recipe
 from kdtool.engine.teach import TeachConfig, first_weights, make_job, read_lesson, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import IdentityError, Stopped, UsageError
 from kdtool.models import create
 from kdtool.progress import Silent, StopRequest

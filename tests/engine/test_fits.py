@@ -11,8 +11,8 @@ from kdtool.engine import checkpoint
 from kdtool.engine import extract as stage
 from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
+from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.workspace import Workspace
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest
 

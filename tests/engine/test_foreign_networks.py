@@ -16,9 +16,10 @@ from kdtool.analysis.analyses import GapPlan, gram_gap
 from kdtool.analysis.pairs import Asked
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace, open_teacher_cache, read_record
+from kdtool.engine.workspace import open_teacher_cache, read_record
 from kdtool.errors import DamageError, IdentityError, Stopped, UsageError
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest

@@ -14,11 +14,11 @@ from kdtool import files
 from kdtool.cache import open_cache, verify
 from kdtool.cache.chunks import encode, record_of
 from kdtool.engine.extraction import Landing, Stored
+from kdtool.engine.folder import Workspace
 from kdtool.engine.recorded import Again, recorded_fits, recorded_job, recorded_targets
 from kdtool.engine.repair import Mended, repair
 from kdtool.engine.replay import replay
 from kdtool.engine.sources import Teller
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import recorded_kinds
 from kdtool.progress import Silent, StopRequest

@@ -11,11 +11,11 @@ from stopping import StopAfter
 from kdtool import files
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.keeping import kept
 from kdtool.engine.optim import Recipe, recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import Stopped
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method

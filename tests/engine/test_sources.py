@@ -1,48 +1,32 @@
 """Training from the cache is training with the living teacher: to the bit in float32, within a bound in float16."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from distilling import make_job
 
 from kdtool.cache import open_cache
 from kdtool.engine import distill as stage
+from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.distill import DistillConfig
-from kdtool.engine.job import Job, seeded
+from kdtool.engine.folder import Workspace
+from kdtool.engine.job import Job
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder
-from kdtool.engine.sources import CachedTeacher, LiveTeacher, Teller, as_tensors
+from kdtool.engine.sources import LiveTeacher, Teller, as_tensors
 from kdtool.engine.train import train
-from kdtool.engine.workspace import Workspace, read_record, read_teacher
+from kdtool.engine.workspace import read_record, read_teacher
 from kdtool.errors import UsageError
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
-from kdtool.models import create, tap_shapes
 from kdtool.progress import Silent, StopRequest
 from kdtool.targets import Batch
 
 CPU = torch.device("cpu")
-
-
-def make_job(workspace: Workspace, methods: Sequence[Method], plan: Recipe) -> Job:
-    """The job that `distill` would run, before it runs."""
-    cache = open_cache(workspace.cache)
-    config = DistillConfig("resnet8", tuple(methods), plan, seed=7)
-    facts = stage.facts_of(cache, config)
-    with seeded(config.seed):
-        student = create("resnet8", cache.layout.classes)
-    shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
-    needs = stage.needs_of(methods, shapes, cache.layout.tap_shapes, facts)
-    bound = tuple(
-        stage.bind(item, taps, shapes, cache, facts, added=number > 0)
-        for number, (item, taps) in enumerate(zip(methods, needs.taps, strict=True))
-    )
-    data = stage.data_of(workspace, cache, None, Silent())
-    stages = methods[0].stages(shapes, cache.layout.tap_shapes, facts)
-    return stage.make_job(cache, data, student, stages, bound, needs, config, 3, CPU, "float32")
 
 
 def live(workspace: Workspace, job: Job, round_to: str = "float32") -> Job:

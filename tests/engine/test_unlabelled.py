@@ -14,10 +14,11 @@ from kdtool.data import Dataset, Part, content_digest
 from kdtool.data.dataset import NO_LABEL
 from kdtool.data.splits import make_split, narrow
 from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.folder import Workspace
 from kdtool.engine.runs import RunFolder
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.train import cross_entropy
-from kdtool.engine.workspace import Workspace, open_teacher_cache
+from kdtool.engine.workspace import open_teacher_cache
 from kdtool.errors import UsageError
 from kdtool.methods import METHODS, method
 from kdtool.progress import Silent, StopRequest

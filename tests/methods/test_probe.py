@@ -18,16 +18,18 @@ from kdtool.data.batches import order_of_epoch
 from kdtool.engine import checkpoint, fitting, state
 from kdtool.engine import distill as stage
 from kdtool.engine import train as loop
+from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import _Worker, extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Job, seeded
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.runs import RunFolder
-from kdtool.engine.sources import CachedTeacher, Teller, as_tensors
+from kdtool.engine.sources import Teller, as_tensors
 from kdtool.engine.spool import Spool
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace, read_record, read_teacher
+from kdtool.engine.workspace import read_record, read_teacher
 from kdtool.errors import DamageError, Stopped
 from kdtool.methods.kd import KD
 from kdtool.methods.protocol import Method

@@ -14,8 +14,8 @@ import pytest
 from made_up import PLAN, made_up
 
 from kdtool import data
+from kdtool.engine.folder import Workspace
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.progress import Silent, StopRequest
 
 Trials = Callable[[int, int], int]

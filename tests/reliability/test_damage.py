@@ -10,9 +10,9 @@ import pytest
 
 from kdtool.cache import open_cache, verify
 from kdtool.cli.main import run as command
+from kdtool.engine.folder import Workspace
 from kdtool.engine.recorded import Again
 from kdtool.engine.repair import repair
-from kdtool.engine.workspace import Workspace
 from kdtool.progress import Silent, StopRequest
 
 Trials = Callable[[int, int], int]

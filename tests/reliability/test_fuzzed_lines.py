@@ -58,6 +58,7 @@ LINES = {
     "methods": "kda --student resnet8x4 --teacher resnet32x4 --classes 100",
     "models": "--classes 10",
     "quickstart": "--epochs 2 --folder {free}",
+    "bench": "kernels --device cpu --precision float32",
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "teach": {"command": "teach", "data": "cifar10", "network": "resnet8", "student": "resnet8", "views": 3, "seed": 3},

@@ -16,8 +16,8 @@ import pytest
 from kdtool.cache import Layout, create_or_open, open_cache
 from kdtool.cache.identity import identity_digest
 from kdtool.cli.main import run as command
+from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import IdentityError
 
 Trials = Callable[[int, int], int]
@@ -32,7 +32,7 @@ data.DATASETS["made_up"] = made_up
 from pathlib import Path
 from kdtool.cache.identity import identity_digest
 from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.workspace import Workspace
+from kdtool.engine.folder import Workspace
 job = prepare(Workspace.open(Path({folder!r})), ExtractConfig(batch=16, block=48, fit_views=2))
 print(identity_digest(dict(job.identity), job.layout.to_json()))
 """

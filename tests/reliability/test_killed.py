@@ -14,8 +14,8 @@ from processes import begun, ended, killed, seconds_of
 
 from kdtool import files
 from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.folder import Workspace
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import Workspace
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest
 

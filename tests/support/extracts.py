@@ -4,8 +4,8 @@ from pathlib import Path
 
 from kdtool.cache import open_cache, verify
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import UsageError
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest

@@ -7,9 +7,9 @@ import numpy as np
 
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.workspace import Workspace
 from kdtool.progress import Silent, StopRequest
 
 PLAN = replace(recipe("kda"), epochs=3, batch=32, learning_rate=0.05)

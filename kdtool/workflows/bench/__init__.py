@@ -15,7 +15,8 @@ import torch
 
 from kdtool.errors import unknown
 from kdtool.workflows.bench.made_up import registry_kept
-from kdtool.workflows.bench.measured import Figure, Setting
+from kdtool.workflows.bench.measured import Figure as Figure
+from kdtool.workflows.bench.measured import Setting
 
 # name -> title; each is a module of this package with `figures(setting) -> Iterator[Figure]`
 PARTS = {
@@ -29,6 +30,14 @@ PARTS = {
 }
 
 
+def chosen(parts: Sequence[str]) -> tuple[str, ...]:
+    """Parts by name, each once, in the order of the benchmark; all where none is named. UsageError for an unknown."""
+    for name in parts:
+        if name not in PARTS:
+            raise unknown("part of the benchmark", name, PARTS)
+    return tuple(name for name in PARTS if name in parts or not parts)
+
+
 def measure(
     parts: Sequence[str], device: torch.device, precision: str, full: bool = False, work: Path | None = None
 ) -> Iterator[Figure]:
@@ -36,10 +45,7 @@ def measure(
 
     work: the folder below which the parts write; what they wrote is removed. UsageError for an unknown part.
     """
-    for name in parts:
-        if name not in PARTS:
-            raise unknown("part of the benchmark", name, PARTS)
-    for name in parts or PARTS:
+    for name in chosen(parts):
         module = importlib.import_module(f"kdtool.workflows.bench.{name}")
         with tempfile.TemporaryDirectory(prefix="kdtool-bench-", dir=work) as folder, registry_kept():
             yield from module.figures(Setting(device, precision, Path(folder), full))

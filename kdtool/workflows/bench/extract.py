@@ -20,9 +20,9 @@ from kdtool.cache import open_cache
 from kdtool.engine.device import autocast, exact
 from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
+from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.sources import Teller, as_tensors
-from kdtool.engine.workspace import Workspace
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest
 from kdtool.workflows.bench.made_up import dataset, registry_kept, workspace

@@ -6,33 +6,36 @@ real one. Left out: whole epochs (evaluation, checkpoints).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from kdtool.cache import open_cache
 from kdtool.data.batches import order_of_epoch
+from kdtool.data.dataset import Rows
 from kdtool.engine import distill
+from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Job, seeded, stage_recipe
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.sources import CachedTeacher, LiveTeacher, Teller, as_tensors
-from kdtool.engine.state import Running, begin, train_mode
+from kdtool.engine.sources import LiveTeacher, Teller, as_tensors
+from kdtool.engine.state import begin, train_mode
 from kdtool.engine.train import step
-from kdtool.engine.workspace import Workspace
 from kdtool.methods.protocol import Method
 from kdtool.models import create, tap_shapes
 from kdtool.models.taps import TapReader
 from kdtool.progress import Silent, StopRequest
-from kdtool.targets import Batch, Cached, Stage
+from kdtool.targets import Batch, Cached, Expected, Stage, TargetSource
 from kdtool.workflows.bench.made_up import dataset, workspace
 
 IMAGES, SAMPLES, CLASSES, BATCH = 1024, 50_000, 100, 128
+STEPS = SAMPLES // BATCH  # of an epoch
 EPOCH = 50  # in which every term of every method is active
 
 
@@ -77,100 +80,90 @@ def alive(made: Workspace, job: Job) -> Job:
     return replace(job, source=LiveTeacher(teller, job.train.images, "float16"))
 
 
-@dataclass
 class Steps:
-    """A stage of a job that takes steps, `count` in a row each time it is called."""
+    """A stage of a job that takes steps, `count` in a row each time it is called, as in the middle of an epoch."""
 
-    job: Job
-    place: int = 0
-    count: int = 1
-    taken: int = 0
-    running: Running = field(init=False)
-    reader: TapReader = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, job: Job, place: int = 0, count: int = 1) -> None:
+        self.job, self.place, self.count = job, place, count
+        self.source = None if job.source is None else Timed(job.source)
+        self.job = replace(job, source=self.source)
         self.running = begin(self.job, 0)
-        for following in range(1, self.place + 1):
+        for following in range(1, place + 1):
             self.running = begin(self.job, following, self.running)
         self.running.epoch = EPOCH
         train_mode(self.job, self.running)
-        taps = tuple(dict.fromkeys(tap for bound in self.job.bound for tap in bound.taps))
-        self.reader = TapReader(self.job.student, taps)
+        self.reader = TapReader(job.student, tuple(dict.fromkeys(tap for bound in job.bound for tap in bound.taps)))
+        self.coming: Iterator[torch.Tensor] = iter(())
+        self.images: Iterator[torch.Tensor] = iter(())
+        self.length = 0
 
     @property
     def stage(self) -> Stage:
         """The stage."""
         return self.job.stages[self.place]
 
-    def order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The positions of the next batch."""
-        self.taken += 1
-        return order_of_epoch(0, self.taken, IMAGES)[:BATCH]
-
     def __call__(self) -> None:
-        """Takes steps, reading images and targets included."""
-        plan, orders = stage_recipe(self.job.recipe, self.stage), [self.order() for _ in range(self.count)]
-        images = self.job.train.images.views((order, 0) for order in orders)
-        for order in orders:
-            there = torch.from_numpy(order).to(self.job.device)
-            step(self.job, self.stage, plan, self.running, self.reader, there, 0, IMAGES // BATCH, images)
+        """Takes `count` steps, after an epoch of as many as CIFAR-100 has the first of the next one."""
+        for _ in range(self.count):
+            if not self.length:
+                self.epoch([order_of_epoch(0, number, IMAGES)[:BATCH] for number in range(STEPS)])
+            self.take(1)
 
-    def batch(self) -> Batch:
-        """A batch as a step asks its source for it."""
-        there = torch.from_numpy(self.order()).to(self.job.device)
-        labels, running = self.job.train.labels[there], self.running
-        return Batch(there, labels, 0, self.stage.name, running.epoch, 0, running.generator)
+    def epoch(self, positions: Sequence[Rows]) -> None:
+        """Begins an epoch of these batches."""
+        there = [torch.from_numpy(order).to(self.job.device) for order in positions]
+        self.images = self.job.train.images.views((order, 0) for order in positions)
+        if self.source:
+            self.source.expect(list(zip(there, positions, strict=True)), 1)
+        self.coming, self.length = iter(there), len(there)
 
-
-@dataclass
-class Reading:
-    """Reads again and again what a step reads of the cache, and nothing else."""
-
-    steps: Steps
-    asked: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        source = self.steps.job.source
-        assert isinstance(source, CachedTeacher)
-        watched = Watched(source)
-        self.steps.job = replace(self.steps.job, source=watched)
-        self.steps()
-        self.steps.job = replace(self.steps.job, source=source)
-        self.asked = watched.keys
-
-    def __call__(self) -> None:
-        """The targets of as many batches as there are steps."""
-        source = self.steps.job.source
-        assert source is not None
-        for _ in range(self.steps.count):
-            found = source.read(self.steps.batch())
-            for key in self.asked:
-                found[key]
-
-    def slices(self) -> None:
-        """The slices of a whole view, as at the beginning of an epoch."""
-        assert isinstance(self.steps.job.source, CachedTeacher)
-        self.steps.job.source.current = None
-        self()
+    def take(self, steps: int) -> None:
+        """Takes steps of the epoch, reading images and targets included."""
+        plan = stage_recipe(self.job.recipe, self.stage)
+        for _ in range(steps):
+            self.length -= 1
+            step(self.job, self.stage, plan, self.running, self.reader, next(self.coming), 0, STEPS, self.images)
 
 
-class Watched:
-    """A source that remembers which keys the last batch was asked for."""
+class Timed:
+    """A source that counts the seconds for which steps wait for it."""
 
-    def __init__(self, source: CachedTeacher) -> None:
-        self.source = source
-        self._last: Cached = {}
+    def __init__(self, source: TargetSource) -> None:
+        self.source, self.seconds, self.batches = source, 0.0, 0
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys."""
-        held: Mapping[str, object] = getattr(self._last, "held", {})
-        return tuple(held)
+    def expect(self, batches: Sequence[Expected], following: int) -> None:
+        """As the source."""
+        self.source.expect(batches, following)
 
     def read(self, batch: Batch) -> Cached:
         """As the source."""
-        self._last = self.source.read(batch)
-        return self._last
+        self.batches += 1
+        begun = time.perf_counter()
+        found = self.source.read(batch)
+        self.seconds += time.perf_counter() - begun
+        return TimedAnswers(self, found)
 
-    def ahead(self, view: int) -> None:
-        """As the source."""
+    def taken(self) -> float:
+        """The seconds for a batch since it was asked last."""
+        seconds, batches = self.seconds, self.batches
+        self.seconds, self.batches = 0.0, 0
+        return seconds / max(1, batches)
+
+
+class TimedAnswers(Mapping[str, Mapping[str, torch.Tensor]]):
+    """The answers for a batch."""
+
+    def __init__(self, source: Timed, found: Cached) -> None:
+        self.source, self.found = source, found
+
+    def __getitem__(self, key: str) -> Mapping[str, torch.Tensor]:
+        begun = time.perf_counter()
+        arrays = self.found[key]
+        self.source.seconds += time.perf_counter() - begun
+        return arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)

@@ -17,7 +17,7 @@ from kdtool.methods import method
 from kdtool.models import create, multiply_adds
 from kdtool.workflows.bench.jobs import BATCH, CLASSES, Steps, alive, filled, make_job
 from kdtool.workflows.bench.made_up import SHAPE, registry_kept
-from kdtool.workflows.bench.measured import Figure, Setting, alternating, medians, ratio
+from kdtool.workflows.bench.measured import Figure, Setting, Work, alternating, medians, ratio
 from kdtool.workflows.bench.steps import in_a_row
 
 GOAL = 0.95
@@ -46,9 +46,14 @@ def compared(setting: Setting, teacher: str, student: str) -> Iterator[Figure]:
     job = make_job(made, student, (kd,), setting.device, setting.precision)
     other = alive(made, make_job(made, student, (kd,), setting.device, setting.precision))
     assert isinstance(other.source, LiveTeacher)
-    forward = Forward(other.source, Steps(job).batch().indices, count)
+    forward = Forward(other.source, torch.arange(BATCH, device=setting.device), count)
     plain = Steps(make_job(made, student, (), setting.device, setting.precision), count=count)
-    work = {"plain": plain, "cached": Steps(job, count=count), "live": Steps(other, count=count), "forward": forward}
+    work: dict[str, Work] = {
+        "plain": plain,
+        "cached": Steps(job, count=count),
+        "live": Steps(other, count=count),
+        "forward": forward,
+    }
     times = alternating(work, setting.pick(5, 9), setting.device, warm=2)
     whole = ratio(times, "live", "cached")
     ideal = statistics.median((f + p) / p for f, p in zip(times["forward"], times["plain"], strict=True))

@@ -6,15 +6,14 @@ whole; of the others what is read must cost next to nothing, and the price of th
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
+from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Job
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import UsageError
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
-from kdtool.workflows.bench.jobs import BATCH, CLASSES, IMAGES, Reading, Steps, add_targets, filled, make_job
+from kdtool.workflows.bench.jobs import CLASSES, Steps, add_targets, filled, make_job
 from kdtool.workflows.bench.made_up import registry_kept
 from kdtool.workflows.bench.measured import Figure, Setting, alternating, medians, ratio
 from kdtool.workflows.catalogue import catalogue
@@ -70,15 +69,14 @@ def stages(setting: Setting, made: Workspace, student: str, name: str, of: Metho
 
 
 def priced(setting: Setting, what: str, light: bool, plain: Steps, own: Steps) -> Figure:
-    """The figure of one stage: of the whole step, or of its reading."""
-    reading = Reading(own)
+    """The figure of one stage: of the whole step, or of the time for which it waits for targets."""
+    assert own.source is not None
+    own()
+    own.source.taken()  # the first step reads the slices, which the middle of an epoch finds there
     rounds = setting.pick(15, 31 if light else 9)
-    times = alternating({"plain": plain, "step": own, "reading": reading}, rounds, setting.device, warm=2)
-    slices = alternating({"first": reading.slices, "rest": reading}, 3, setting.device)
-    once = statistics.median(a - b for a, b in zip(slices["first"], slices["rest"], strict=True))
+    times = alternating({"plain": plain, "step": own}, rounds, setting.device, warm=2)
     middle = medians(times)
-    read = (middle["reading"] / plain.count + once * BATCH / IMAGES) / (middle["plain"] / plain.count)
-    step = ratio(times, "step", "plain")
+    step, read = ratio(times, "step", "plain"), own.source.taken() * plain.count / middle["plain"]
     details = {
         "plain_seconds": middle["plain"] / plain.count,
         "step_seconds": middle["step"] / plain.count,

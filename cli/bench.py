@@ -1,0 +1,74 @@
+"""`kdtool bench`: what the stages cost on this machine."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdtool.cli import options as o
+from kdtool.cli.console import Shown, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kdtool.workflows.bench import Figure
+
+Parts = Annotated[
+    list[str] | None,
+    typer.Argument(help="steps, live, extract, reading, kernels, start, memory.  [default: all]"),
+]
+
+
+def bench(
+    parts: Parts = None,
+    full: Annotated[bool, typer.Option("--full", help="All pairs and sizes; takes hours on a CPU.")] = False,
+    device: o.Device = None,
+    precision: o.Precision = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure speed and memory on this machine, beside their goals.
+
+    What is compared takes turns, on made-up images; a minute or two for each part.
+
+    Example: kdtool bench start kernels
+    """
+    from kdtool.engine.device import choose_device, choose_precision
+    from kdtool.engine.runs import environment
+    from kdtool.workflows.bench import PARTS, chosen, measure
+
+    place = choose_device(device or "auto")
+    numbers = choose_precision(precision or "auto", place)
+    machine = environment(place, numbers)
+    names = chosen(parts or [])
+    if not json:
+        print_line(about(machine))
+    found: list[Figure] = []
+    for name in names:
+        with Shown(quiet) as shown:
+            shown.note(f"measuring {PARTS[name]}")
+            figures = list(measure([name], place, numbers, full))
+        found += figures
+        if not json:
+            print_line("")
+            print_table(f"{name}: {PARTS[name]}", ("what", "value", "goal", "met"), [row(figure) for figure in figures])
+    if json:
+        print_json({"machine": machine, "full": full, "figures": [figure.plain() for figure in found]})
+
+
+def about(machine: "Mapping[str, Any]") -> str:
+    """The machine in one line."""
+    cores, threads = (f"{machine[name]} {name[: None if machine[name] > 1 else -1]}" for name in ("cores", "threads"))
+    return f"{machine['device']}, {cores}, {threads}, {machine['precision']}, torch {machine['torch']}"
+
+
+def row(figure: "Figure") -> "Sequence[str]":
+    """A line of the table."""
+    goal = "" if figure.goal is None else f"{'at least' if figure.at_least else 'at most'} {number(figure.goal)}"
+    met = {True: "yes", False: "no", None: ""}[figure.met]
+    unit = "" if figure.unit == "ratio" else f" {figure.unit}"
+    return figure.what, f"{number(figure.value)}{unit}", goal, met
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
