@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # Where the environment lies: `make test PYTHON=python3.13 VENV=.venv-3.13` leaves the usual one alone.
 VENV ?= .venv
-# More words for pytest: `make test ARGS="-x -k cache"`.
+# More words for pytest, `make test ARGS="-x -k cache"`, and for the benchmark.
 ARGS ?=
 # Whatever builds images on this machine.
 ENGINE ?= $(firstword $(shell command -v docker podman))
@@ -76,11 +76,8 @@ coverage: setup ## which lines and branches the tests reach
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-bench: setup ## measure on this machine what benchmarks/README.md tells, on a quiet one
-	@$(BIN)/python benchmarks/gram_gap.py
-	@$(BIN)/python benchmarks/distill_step.py
-	@$(BIN)/python benchmarks/cache_speed.py
-	@$(BIN)/python benchmarks/reader_speed.py
+bench: setup ## measure speed and memory on this machine, a quiet one; ARGS="kernels start" for some parts
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
 crash-test: setup ## all trials of docs/reliability.md (an hour or two); ARGS="-k killed" for some of them
 	@$(BIN)/pytest tests/reliability --long --figures docs/results/reliability.json $(ARGS)

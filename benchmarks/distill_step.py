@@ -26,6 +26,7 @@ from kdtool.data.batches import order_of_epoch
 from kdtool.engine import distill as stage
 from kdtool.engine.device import choose_device, choose_precision, synchronize
 from kdtool.engine.extract import extract
+from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Job, seeded, stage_recipe
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
@@ -33,7 +34,6 @@ from kdtool.engine.runs import environment
 from kdtool.engine.state import Running, begin, train_mode
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.train import step
-from kdtool.engine.workspace import Workspace
 from kdtool.errors import UsageError
 from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
