@@ -113,7 +113,7 @@ def steps_table(figures: list[dict[str, Any]]) -> list[str]:
         about, what = found["details"], found["what"].split(":")[0]
         own = max(0.0, about["arithmetic_over_plain"])
         shares = f"{about['step_over_plain']:.3f} | {about['reading_over_plain']:.3f} | {own:.3f}"
-        which = "step" if "step /" in found["what"] else "waiting"
+        which = "step" if ": step" in found["what"] else "waiting"
         lines.append(f"| {what} | {shares} | {which} {goal(found)} |")
     return lines
 

@@ -5,7 +5,7 @@ Left out: the answers that a cache holds (kdtool.engine.cached), which are equal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kdtool.engine.device import autocast, exact
+from kdtool.methods.precision import wide
 from kdtool.models.taps import TapReader
 from kdtool.targets import Batch, Cached, Expected, Target
 
@@ -24,6 +25,28 @@ if TYPE_CHECKING:
 def widened(rows: torch.Tensor) -> torch.Tensor:
     """float16 as float32; everything else as it is."""
     return rows.float() if rows.dtype == torch.float16 else rows
+
+
+class Plain(Mapping[str, torch.Tensor]):
+    """tap -> value as encoders and methods get it: at least float32, in memory in the order of its axes.
+
+    Whatever precision and memory format the network has. A tap that nobody asks for costs nothing.
+    """
+
+    def __init__(self, taps: Mapping[str, torch.Tensor]) -> None:
+        self._taps = taps
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, tap: str) -> torch.Tensor:
+        if tap not in self._known:
+            self._known[tap] = wide(self._taps[tap]).contiguous()
+        return self._known[tap]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._taps)
+
+    def __len__(self) -> int:
+        return len(self._taps)
 
 
 @dataclass(frozen=True)
@@ -45,8 +68,8 @@ class Teller:
         taps = tuple(dict.fromkeys(tap for target in self.targets for tap in target.taps))
         self.model.eval()
         with TapReader(self.model, taps) as reader, exact(), autocast(images.device, self.precision):
-            _, outputs = reader(images)
-        outputs = {name: value.float() for name, value in outputs.items()}
+            _, found = reader(images)
+        outputs = Plain(found)
         answers = {}
         with exact():
             for target in self.targets:

@@ -26,6 +26,7 @@ from kdtool.engine.job import Bound, Job, Labelled, check_schedule, stage_recipe
 from kdtool.engine.optim import Recipe, learning_rate, milestone_epochs
 from kdtool.engine.ranks import working
 from kdtool.engine.runs import Row, RunFolder
+from kdtool.engine.sources import Plain
 from kdtool.engine.state import (
     CHECK_STEPS,
     Running,
@@ -186,12 +187,12 @@ def _losses(
     images: Tensor,
     cached: Cached,
     batch: Batch,
-) -> tuple[dict[str, tuple[float, Tensor]], Tensor, dict[str, Tensor]]:
+) -> tuple[dict[str, tuple[float, Tensor]], Tensor, Mapping[str, Tensor]]:
     """(term -> weight and value, logits, taps) of the student on a batch."""
     with autocast(job.device, job.precision):
-        logits, taps = reader(images)
-    logits, *values = (wide(gathered(value, len(batch.indices), job.ranks)) for value in (logits, *taps.values()))
-    taps = dict(zip(taps, values, strict=True))
+        found, outputs = reader(images)
+    own = (gathered(value, len(batch.indices), job.ranks) for value in (found, *outputs.values()))
+    logits, taps = wide(next(own)), Plain(dict(zip(outputs, own, strict=True)))
     losses = {"task": (stage.task, cross_entropy(logits, batch.labels, job.train.share < 1))} if stage.task else {}
     for bound in _active(job, stage):
         losses |= _terms(bound, stage, running, taps, cached, batch)

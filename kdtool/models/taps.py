@@ -63,8 +63,8 @@ class TapReader:
 
     `model` is hooked and `call` (default: the model) is called: a model that is wrapped, as by
     DistributedDataParallel, is given as TapReader(inner, names, call=wrapped). The hooks stay until `close`; a tap that
-    is the model's own output needs none. Taps keep the autograd graph, and their values lie in memory in the order of
-    their axes, whatever the network's memory format is. Nothing is kept between calls.
+    is the model's own output needs none. Taps keep the autograd graph and the network's memory format. Nothing is kept
+    between calls.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class TapReader:
                 f"the tap {name!r} ({path}) was overwritten by a later layer that works in place; set inplace=False "
                 "on that layer, or name the output of that layer"
             )
-        return value.contiguous()
+        return value
 
 
 def _version(value: Any) -> int:

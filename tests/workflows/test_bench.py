@@ -15,7 +15,21 @@ from kdtool.cli.main import run
 from kdtool.data import DATASETS, load
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.errors import UsageError
-from kdtool.workflows.bench import PARTS, chosen, kernels, made_up, measure, memory, reading, start
+from kdtool.methods import method
+from kdtool.workflows.bench import (
+    PARTS,
+    chosen,
+    extract,
+    jobs,
+    kernels,
+    live,
+    made_up,
+    measure,
+    memory,
+    reading,
+    start,
+    steps,
+)
 from kdtool.workflows.bench.measured import Figure, Setting, alternating, medians, ratio
 
 CPU = torch.device("cpu")
@@ -47,6 +61,18 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "ROUNDS", (1, 1))
     monkeypatch.setattr(start, "COMMANDS", ("data list", "cache info"))
     monkeypatch.setattr(memory, "IMAGES", (256, 256))
+    for module in (jobs, steps, live):
+        monkeypatch.setattr(module, "CLASSES", 4)
+    for name, number in {"IMAGES": 64, "SAMPLES": 64, "STEPS": 4, "BATCH": 16}.items():
+        monkeypatch.setattr(jobs, name, number)
+    monkeypatch.setattr(live, "BATCH", 16)
+    monkeypatch.setattr(steps, "TEACHER", "resnet8")
+    monkeypatch.setattr(steps, "SHORT", ("kda", "fitnet"))
+    monkeypatch.setattr(live, "SHORT", (("resnet14", "resnet8"),))
+    monkeypatch.setattr(extract, "SHORT", {"resnet8": ["vectors", "maps"]})
+    monkeypatch.setattr(extract, "IMAGES", (1024, 1024))
+    for module in (steps, live, extract):
+        monkeypatch.setattr(module, "ROUNDS", (2, 2))
 
 
 @pytest.fixture
@@ -124,6 +150,45 @@ def test_reading(full: bool, tiny: None, tmp_path: Path) -> None:
     assert all(figure.value > 0 for figure in found.values())
     assert list(tmp_path.iterdir()) == []
     assert made_up.NAME not in DATASETS
+
+
+def test_steps(tiny: None, tmp_path: Path) -> None:
+    found = checked(list(measure(["steps"], CPU, "float32", work=tmp_path)), "steps")
+    assert list(found) == ["resnet8, kda: step / plain", "resnet8, fitnet: waiting / plain"]
+    for figure in found.values():
+        about = figure.details
+        shares = 1 + about["reading_over_plain"] + about["arithmetic_over_plain"]
+        assert shares == pytest.approx(about["step_over_plain"])
+        assert about["reading_over_plain"] > 0
+    assert {figure.goal for figure in found.values()} == {steps.STEP_GOAL, steps.READING_GOAL}
+
+
+def test_live(tiny: None, tmp_path: Path) -> None:
+    found = checked(list(measure(["live"], CPU, "float32", work=tmp_path)), "live")
+    assert list(found) == ["resnet14 to resnet8: live / cached", "resnet14 to resnet8: over the ideal"]
+    whole, share = found.values()
+    assert share.value == pytest.approx(whole.value / whole.details["forward_and_plain_over_plain"])
+    assert 1 < whole.details["multiply_adds_live_over_cached"] < 3
+    assert set(whole.details["seconds"]) == {"plain", "cached", "live", "forward"}
+
+
+def test_extract(tiny: None, tmp_path: Path) -> None:
+    found = checked(list(measure(["extract"], CPU, "float32", work=tmp_path)), "extract")
+    assert list(found) == ["resnet8, vectors: bare / extract", "resnet8, maps: bare / extract"]
+    assert all(0 < figure.details["share_of_fsync_and_rename"] < 1 for figure in found.values())
+
+
+def test_a_step_of_the_benchmark_is_one_of_the_training(tiny: None, registry: None, tmp_path: Path) -> None:
+    """What is timed learns: the weights move, the source is asked once a step, and the next epoch follows."""
+    made = jobs.filled(tmp_path / "work", "resnet8", "resnet8", (method("kd"),))
+    taking = jobs.Steps(jobs.make_job(made, "resnet8", (method("kd"),), CPU, "float32"), count=3)
+    before = [value.clone() for value in taking.job.student.parameters()]
+    taking()
+    taking()
+    assert taking.source is not None
+    assert taking.source.batches == 6
+    assert taking.length == 2
+    assert not any(torch.equal(a, b) for a, b in zip(before, taking.job.student.parameters(), strict=True))
 
 
 def test_start(tiny: None, registry: None, tmp_path: Path) -> None:

@@ -23,27 +23,29 @@ from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.sources import Teller, as_tensors
-from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest
-from kdtool.workflows.bench.made_up import dataset, registry_kept, workspace
+from kdtool.workflows.bench.made_up import dataset, workspace
 from kdtool.workflows.bench.measured import Figure, Setting, alternating, medians, ratio
+from kdtool.workflows.bench.steps import briefly
 
 GOAL = 0.95
+BLOCK = 512  # images in a commit: several in a view, as in a real one
+IMAGES, ROUNDS = (1024, 2048), (3, 5)  # in the short form and in the full one
+SHORT = {"wrn_16_2": ["vectors"]}
+FULL = {"wrn_16_2": ["vectors", "maps", "srm"], "wrn_40_2": ["vectors", "maps"], "resnet34": ["vectors"]}
 KINDS = {"vectors": (), "maps": ("at", "fitnet"), "srm": ("srm",)}  # what is stored -> methods beside the defaults
 
 
 def figures(setting: Setting) -> Iterator[Figure]:
     """A figure for each teacher and kind of targets."""
-    names = setting.pick(["wrn_16_2"], ["wrn_16_2", "wrn_40_2", "resnet32x4", "resnet34"])
-    with registry_kept():
-        for teacher in names:
-            for kind in setting.pick(["vectors"], list(KINDS)):
-                yield compared(setting, teacher, kind)
+    for teacher, kinds in setting.pick(SHORT, FULL).items():
+        for kind in kinds:
+            yield compared(setting, teacher, kind)
 
 
 def compared(setting: Setting, teacher: str, kind: str) -> Figure:
     """The figure of one teacher: every round extracts one more view."""
-    images, rounds = setting.pick(1024, 4096), setting.pick(3, 5)
+    images, rounds = setting.pick(*IMAGES), setting.pick(*ROUNDS)
     if setting.device.type == "cuda":
         images = 50_000
     made = workspace(setting.folder / f"{teacher}-{kind}", dataset(images), teacher, "resnet8", rounds + 2)
@@ -58,8 +60,7 @@ def compared(setting: Setting, teacher: str, kind: str) -> Figure:
         "images_per_second": images / middle["extract"],
         "share_of_fsync_and_rename": views.waited / sum(views.taken),
     }
-    beside = "forward" if kind == "vectors" else "forward and encoding"
-    what = f"{teacher}, {kind}: {beside} / extract"
+    what = f"{teacher}, {kind}: bare / extract"
     return Figure("extract", what, ratio(times, "bare", "extract"), goal=GOAL, at_least=True, details=details)
 
 
@@ -73,9 +74,9 @@ class Views:
 
     def job(self, views: int) -> Extraction:
         """The job of an extract of so many views."""
-        chosen = tuple(method(name) for name in KINDS[self.kind])
+        chosen = tuple(map(briefly, KINDS[self.kind]))
         asked = ExtractConfig(chosen, ("resnet8",) if chosen else (), without=() if chosen else ("srm",), views=views)
-        return prepare(self.made, replace(asked, fit_views=1, device=str(self.setting.device)))
+        return prepare(self.made, replace(asked, block=BLOCK, fit_views=1, device=str(self.setting.device)))
 
     def __call__(self) -> None:
         """Extracts the next view."""
