@@ -74,8 +74,12 @@ def record(output: Path, name: str, found: dict[str, Any]) -> None:
 
 def write_page() -> None:
     """Writes the tables of docs/performance.md; the text above them stays."""
-    text = PAGE.read_text().split(MARK)[0]
-    PAGE.write_text(text + MARK + "".join(map(tables, sorted(RESULTS.glob("speed-*.json")))))
+    PAGE.write_text(with_tables(PAGE.read_text()))
+
+
+def with_tables(page: str) -> str:
+    """A page with the tables below its mark; the text above stays."""
+    return page.split(MARK)[0] + MARK + "".join(map(tables, sorted(RESULTS.glob("speed-*.json"))))
 
 
 def tables(path: Path) -> str:

@@ -36,9 +36,11 @@ def crc32c(body: Array | bytes) -> int:
 def encode(values: npt.ArrayLike, grid: Grid) -> bytes:
     """The content of a chunk's file: the values, zeros up to the chunk's rows, then the CRC."""
     given = np.asarray(values)
-    chunk = np.zeros(grid.chunk_shape, grid.storage)
-    chunk[tuple(slice(size) for size in given.shape)] = given
-    body = chunk.tobytes()
+    chunk = given
+    if given.shape != grid.chunk_shape:
+        chunk = np.zeros(grid.chunk_shape, grid.storage)
+        chunk[tuple(slice(size) for size in given.shape)] = given
+    body = chunk.astype(grid.storage, copy=False).tobytes()
     return body + crc32c(body).to_bytes(CRC_BYTES, "little")
 
 

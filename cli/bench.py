@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Parts = Annotated[
     list[str] | None,
-    typer.Argument(help="steps, live, extract, reading, kernels, start, memory.  [default: all]"),
+    typer.Argument(help="steps, live, layout, extract, reading, kernels, start, memory.  [default: all]"),
 ]
 
 

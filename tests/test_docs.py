@@ -1,5 +1,6 @@
 """Every command of the README runs, in order, as typed but for its size: fewer epochs and views, small networks."""
 
+import importlib.util
 import re
 import shlex
 import sys
@@ -154,3 +155,19 @@ def test_files_that_a_page_links_to_exist(page: Path) -> None:
 def test_the_figures_of_reliability_are_those_of_the_last_long_run() -> None:
     page = PAGE.read_text()
     assert page == with_table(page)
+
+
+def test_the_commands_on_performance_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ((command,),) = blocks(ROOT / "docs" / "performance.md")
+    assert run(shlex.split(command)[1:]) == 0
+
+
+def test_the_tables_of_performance_are_those_of_the_last_measurements() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "speed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    assert page == speed.with_tables(page)

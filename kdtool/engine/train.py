@@ -8,7 +8,7 @@ Several ranks of a `torchrun` take the same steps together (kdtool.engine.togeth
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -114,7 +114,7 @@ def _run_stage(
                         saved = time.monotonic()
                     if stopping:
                         raise stop.stopped(f"in epoch {running.epoch + 1} of {plan.epochs}, after step {running.done}")
-            _end_epoch(job, stage, plan, running, len(slices), progress)
+            _end_epoch(job, stage, plan, running, slices, progress)
             _keep(job, running, folder)
             if job.ranks.rank == 0:
                 folder.write_rows(running.rows)
@@ -166,7 +166,7 @@ def step(
         _add(running, "loss", total, len(indices))
         for name, (_, value) in losses.items():
             _add(running, name, value, len(indices))
-        _add(running, "right", (logits.argmax(1) == batch.labels).float().mean(), len(indices))
+        _add(running, "right", (logits.argmax(1) == batch.labels).sum(), 1)
     running.seconds["data"] += loaded - begun
     running.seconds["train"] += time.perf_counter() - loaded
 
@@ -252,14 +252,16 @@ def _weighted(losses: Mapping[str, tuple[float, Tensor]]) -> Tensor:
 
 
 def _add(running: Running, name: str, value: Tensor, count: int) -> None:
-    total = running.sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=value.device))
-    total += value.detach().double() * count
-    if name == "loss":
-        _add(running, "count", torch.ones((), device=value.device), count)
+    if name not in running.sums:
+        running.sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
+    running.sums[name].add_(value.detach(), alpha=count)
 
 
-def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: int, progress: Progress) -> None:
+def _end_epoch(
+    job: Job, stage: Stage, plan: Recipe, running: Running, slices: Sequence[slice], progress: Progress
+) -> None:
     check_finite(stage, running)
+    steps = len(slices)
     for bound in _active(job, stage):
         bound.method.after_epoch(running.adapters[bound.method.name])
     spread_buffers((job.student, running.adapters), job.ranks)
@@ -272,8 +274,7 @@ def _end_epoch(job: Job, stage: Stage, plan: Recipe, running: Running, steps: in
         if not plan.resets or running.epoch + 1 in (*milestone_epochs(plan), plan.epochs):
             _select(job, stage, running, validation)
     running.seconds["evaluate"] += time.perf_counter() - begun
-    count = float(running.sums.pop("count"))
-    means = {name: float(total) / count for name, total in running.sums.items()}
+    means = {name: float(total) / slices[-1].stop for name, total in running.sums.items()}
     row: Row = {
         "stage": stage.name,
         "epoch": running.epoch,

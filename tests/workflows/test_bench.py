@@ -22,6 +22,7 @@ from kdtool.workflows.bench import (
     extract,
     jobs,
     kernels,
+    layout,
     live,
     made_up,
     measure,
@@ -68,10 +69,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "BATCH", 16)
     monkeypatch.setattr(steps, "TEACHER", "resnet8")
     monkeypatch.setattr(steps, "SHORT", ("kda", "fitnet"))
+    monkeypatch.setattr(layout, "SHORT", ("resnet8",))
+    monkeypatch.setattr(layout, "TEACHER", "resnet8")
     monkeypatch.setattr(live, "SHORT", (("resnet14", "resnet8"),))
     monkeypatch.setattr(extract, "SHORT", {"resnet8": ["vectors", "maps"]})
     monkeypatch.setattr(extract, "IMAGES", (1024, 1024))
-    for module in (steps, live, extract):
+    for module in (steps, live, layout, extract):
         monkeypatch.setattr(module, "ROUNDS", (2, 2))
 
 
@@ -170,6 +173,12 @@ def test_live(tiny: None, tmp_path: Path) -> None:
     assert share.value == pytest.approx(whole.value / whole.details["forward_and_plain_over_plain"])
     assert 1 < whole.details["multiply_adds_live_over_cached"] < 3
     assert set(whole.details["seconds"]) == {"plain", "cached", "live", "forward"}
+
+
+def test_layout(tiny: None, tmp_path: Path) -> None:
+    found = checked(list(measure(["layout"], CPU, "float32", work=tmp_path)), "layout")
+    assert list(found) == ["resnet8, float32: step", "resnet8, bfloat16: step"]
+    assert all(figure.value > 0 for figure in found.values())
 
 
 def test_extract(tiny: None, tmp_path: Path) -> None:

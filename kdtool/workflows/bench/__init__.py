@@ -22,6 +22,7 @@ from kdtool.workflows.bench.measured import Setting
 PARTS = {
     "steps": "a distillation step beside the plain step of the student",
     "live": "a step with the living teacher beside one from the cache",
+    "layout": "a plain step in channels-last memory over one in contiguous memory",
     "extract": "the teacher's forward pass alone beside extract",
     "reading": "views of images, and reading the cache",
     "kernels": "the kernel transfer loss over all images",
