@@ -1,22 +1,29 @@
 """What a cache holds under a key is what is asked for under it, by definition and not by name alone."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from made_up import run_extract
 from stopping import StopAfter
 
 from kdtool.cache import open_cache
+from kdtool.engine import extract as extracting
 from kdtool.engine.extract import extract
 from kdtool.engine.folder import Workspace
 from kdtool.engine.lacking import check_fit, check_target
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.recorded import recorded_fits, recorded_targets
+from kdtool.engine.runs import environment
 from kdtool.errors import IdentityError, Stopped
 from kdtool.methods import method
 from kdtool.methods.maps import WholeMap
 from kdtool.progress import Silent, StopRequest
+
+CPU = torch.device("cpu")
 
 
 def test_fits_that_were_begun_with_another_dtype_begin_anew(taught: Path, tmp_path: Path) -> None:
@@ -56,3 +63,35 @@ def test_a_key_and_a_fit_of_another_definition_are_refused(complete: Path) -> No
     object.__setattr__(centres, "version", 9)
     with pytest.raises(IdentityError, match="version: the cache has 1, wanted is 9"):
         check_fit(cache, centres)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("device_type", "cuda"), ("torch", "2.10.0"), ("memory_format", "contiguous_format")]
+)
+def test_bits_of_two_kinds_are_not_mixed_unasked(
+    name: str, value: str, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(taught, tmp_path / "mixed"))
+    run_extract(folder, views=1)
+    before = open_cache(folder / "cache.zarr").manifest.files
+    known = environment(CPU, "float32")
+    monkeypatch.setattr(extracting, "environment", lambda *_: {**known, name: value})
+    told = rf"was written with {name} {re.escape(known[name])}, and this is {name} {value}: .*--allow-mixed"
+    with pytest.raises(IdentityError, match=told):
+        run_extract(folder, views=2)
+    assert open_cache(folder / "cache.zarr").manifest.files == before
+    run_extract(folder, views=2, allow_mixed=True)
+    assert open_cache(folder / "cache.zarr").views("logits") == 2
+
+
+def test_a_cache_that_names_no_memory_format_was_written_in_contiguous_memory(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(taught, tmp_path / "old"))
+    known = environment(CPU, "float32")
+    old = {key: value for key, value in known.items() if key != "memory_format"}
+    with monkeypatch.context() as patch:
+        patch.setattr(extracting, "_check_mixed", lambda _, writer: writer.provenance(old))
+        run_extract(folder, views=1)
+    with pytest.raises(IdentityError, match="written with memory_format contiguous_format, and this is"):
+        run_extract(folder, views=2)
