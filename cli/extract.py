@@ -52,9 +52,7 @@ StudentTaps = Annotated[
     list[str] | None, typer.Option("--tap", help="Name a layer of the students by its module path, TAP=PATH; repeat.")
 ]
 NoSrm = Annotated[bool, typer.Option("--no-srm", help="Leave SRM's dictionaries out of a plain extract.")]
-AllowMixed = Annotated[
-    bool, typer.Option("--allow-mixed", help="Mix devices, versions of torch, memory formats.")
-]
+AllowMixed = Annotated[bool, typer.Option("--allow-mixed", help="Mix devices, versions of torch, memory formats.")]
 
 
 def extract(
