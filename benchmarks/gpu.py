@@ -20,7 +20,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from kdtool import data, files
-from kdtool.engine.device import autocast, choose_device, memory_format, synchronize
+from kdtool.data.augment import Augmentation
+from kdtool.data.images import images_of
+from kdtool.engine.device import autocast, choose_device, placed, synchronize
+from kdtool.engine.evaluate import accuracy
 from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import Recipe, learning_rate
 from kdtool.engine.runs import environment
@@ -119,7 +121,7 @@ def loop(plan: Plan, work: Path, precision: str, folder: Path | None) -> None:
     workspace = Workspace.open(work)
     teacher = read_teacher(workspace.teacher, read_record(workspace.teacher), device, precision)
     torch.manual_seed(0)
-    student = create(plan.student, found.classes).to(device=device, memory_format=memory_format(device, precision))
+    student = placed(create(plan.student, found.classes), device, precision)
     labels, shape = found.train.labels, found.train.images.shape[1:]
     facts = Facts(len(labels), found.classes, labels, plan.batch, plan.short, 0)
     kda = method("kda")
@@ -167,21 +169,10 @@ def loop(plan: Plan, work: Path, precision: str, folder: Path | None) -> None:
             kda.after_epoch(adapters)
             synchronize(device)
             seconds.append(time.perf_counter() - begun)
-    right = sum(map(int, correct(student, found, device, precision)))
-    accuracy = 100 * right / len(found.test.labels)
-    keep(work, f"loop-{precision}", {"epochs": plan.short, "epoch_seconds": seconds, "test_accuracy": accuracy})
-
-
-@torch.no_grad()
-def correct(student: nn.Module, found: data.Dataset, device: torch.device, precision: str) -> Iterator[torch.Tensor]:
-    """Right answers on the test part, batch by batch."""
-    student.eval()
-    mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (found.mean, found.std))
-    for start in range(0, len(found.test.labels), 500):
-        pixels = torch.from_numpy(np.asarray(found.test.images[start : start + 500])).to(device).float() / 255
-        with autocast(device, precision):
-            logits = student((pixels - mean) / std)
-        yield (logits.argmax(1).cpu() == torch.from_numpy(found.test.labels[start : start + 500])).sum()
+    everything = np.arange(len(found.test.labels))
+    test = images_of(found.test, everything, Augmentation(), found.mean, found.std, device)
+    share = accuracy(student, test, torch.from_numpy(found.test.labels).to(device), precision)
+    keep(work, f"loop-{precision}", {"epochs": plan.short, "epoch_seconds": seconds, "test_accuracy": share})
 
 
 def keep(work: Path, name: str, values: dict[str, Any]) -> None:
@@ -199,7 +190,7 @@ def table(plan: Plan, work: Path) -> dict[str, Any]:
         "machine": environment(device, "bfloat16"),
         "plan": vars(plan),
         "goals": GOALS,
-        "steps": {name: value for name, value in known.items() if name != "checksum"},
+        "steps": known,
         "teacher": read_record(work / "teacher.safetensors").test_accuracy,
     }
     ratios: dict[str, float] = {}

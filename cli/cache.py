@@ -85,7 +85,8 @@ def verify(
     if rows is not None:
         from kdtool.engine.replay import check_replay
 
-        check_replay(rows, o.again(device, data_folder, own))
+        again = o.again(device, data_folder, own)
+        check_replay(rows, again)
     with Shown(quiet) as shown:
         if path.is_file():
             shown.begin("verify", path.stat().st_size)
@@ -106,7 +107,7 @@ def verify(
     if not json:
         print_line(f"{path} is intact")
     if rows is not None:
-        _replay(workspace, rows, o.again(device, data_folder, own), json, quiet)
+        _replay(workspace, rows, again, json, quiet)
 
 
 def _replay(workspace: "Workspace", rows: int, again: "Again", json: bool, quiet: bool) -> None:

@@ -11,32 +11,10 @@ from kdtool.engine.extract import extract
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.progress import Silent, StopRequest
 from kdtool.workflows.bench import made_up
+from kdtool.workflows.bench.start import HEAVY, command
 
-HEAVY = {
-    "torch",
-    "torchvision",
-    "numpy",
-    "zarr",
-    "numcodecs",
-    "h5py",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "safetensors",
-    "timm",
-    "PIL",
-}
 OPTIONAL = {"torchvision", "h5py", "matplotlib", "sklearn", "scipy", "timm", "PIL"}  # for one thing each
 
-PROGRAM = """
-import json, sys
-sys.argv = ["kdtool", *sys.argv[1:]]
-try:
-    from kdtool.cli.main import main
-    main()
-except SystemExit as end:
-    print(json.dumps([end.code or 0, sorted(sys.modules)]), file=sys.stderr)
-"""
 HELP = """
 import json, sys
 import typer
@@ -56,14 +34,11 @@ print(json.dumps(found), file=sys.stderr)
 """
 
 
-def imported(folder: Path, *words: str) -> set[str]:
-    """The packages that a command has imported at its end, which has to be a good one."""
-    line = [sys.executable, "-c", PROGRAM, *words]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    code, modules = json.loads(done.stderr.splitlines()[-1])
-    assert code == 0, done.stderr
-    return {module.split(".")[0] for module in modules}
+def imported(folder: Path, *words: str) -> frozenset[str]:
+    """The heavy packages that a command has imported at its end, which has to be a good one."""
+    ended = command(words, folder)
+    assert ended.code == 0
+    return ended.heavy
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from kdtool.cli import bench as command
-from kdtool.cli.main import run
 from kdtool.data import DATASETS, load
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.errors import UsageError
@@ -35,17 +34,6 @@ from kdtool.workflows.bench.measured import Figure, Setting, alternating, median
 
 CPU = torch.device("cpu")
 Typed = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(line: str) -> tuple[int, str, str]:
-        code = run(line.split())
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -8,21 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from kdtool.cli.main import run
 from kdtool.workflows import doctor, versions
 
 Typed = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(line: str) -> tuple[int, str, str]:
-        code = run(line.split())
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
