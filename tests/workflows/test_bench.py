@@ -62,7 +62,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SHORT", (("resnet14", "resnet8"),))
     monkeypatch.setattr(extract, "SHORT", {"resnet8": ["vectors", "maps"]})
     monkeypatch.setattr(extract, "IMAGES", (1024, 1024))
-    for module in (steps, live, layout, extract):
+    monkeypatch.setattr(steps, "ROUNDS", {True: (2, 2), False: (1, 1)})
+    for module in (live, layout, extract):
         monkeypatch.setattr(module, "ROUNDS", (2, 2))
 
 

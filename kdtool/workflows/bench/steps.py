@@ -21,7 +21,7 @@ TEACHER = "wrn_16_2"
 STEP_GOAL, READING_GOAL = 1.03, 0.03
 LIGHT = ("kd", "logits", "kda", "kda both", "icd", "srm kd")  # whose whole step is to cost no more than the goal
 STUDENTS = ("resnet8",), ("resnet8", "resnet20", "wrn_16_2")  # in the short form and in the full one
-ROUNDS = 15, 31  # of what is light; of the rest a third
+ROUNDS = {True: (15, 101), False: (5, 11)}  # of what is light, whose goal lies close to 1, and of the rest
 SHORT = ("kd", "kda", "kda both", "icd")
 
 
@@ -78,7 +78,7 @@ def priced(setting: Setting, what: str, light: bool, plain: Steps, own: Steps) -
     assert own.source is not None
     own()
     own.source.taken()  # the first step reads the slices, which the middle of an epoch finds there
-    rounds = setting.pick(*ROUNDS) if light else max(1, setting.pick(*ROUNDS) // 3)
+    rounds = setting.pick(*ROUNDS[light])
     times = alternating({"plain": plain, "step": own}, rounds, setting.device, warm=2)
     middle = medians(times)
     step, read = ratio(times, "step", "plain"), own.source.taken() * plain.count / middle["plain"]
