@@ -2,39 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, in_units, print_json, print_line
-from kdtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kdtool.engine.folder import Workspace
     from kdtool.engine.prepare import ExtractConfig
-
-KEYS = (
-    "for",
-    "student",
-    "set",
-    "taps",
-    "views",
-    "batch",
-    "block",
-    "fit_views",
-    "clean",
-    "dtype",
-    "validation",
-    "few_shot",
-    "seed",
-    "precision",
-    "device",
-    "data_folder",
-    "no_srm",
-    "allow_mixed",
-    "cache",
-)
 
 For = Annotated[list[str] | None, typer.Option("--for", help="Store what this method needs; repeat for several.")]
 Students = Annotated[list[str] | None, typer.Option("--student", help="Student that the methods are for; repeat.")]
@@ -84,36 +61,18 @@ def extract(
 
     Example: kdtool extract --for kda --student resnet18 --views 20
     """
-    values = o.Values("extract", config, KEYS)
-    workspace = o.open_workspace(folder, values.where("cache", cache))
-    asked = configure(
-        values,
-        methods=methods,
-        students=students,
-        settings=settings,
-        tap=tap,
-        no_srm=no_srm or None,
-        default_student=str(workspace.settings.get("student", "resnet18")),
-        views=views,
-        clean=clean,
-        dtype=dtype,
-        batch=batch,
-        block=block,
-        fit_views=fit_views,
-        validation=validation,
-        few_shot=few_shot,
-        seed=seed,
-        precision=precision,
-        device=device,
-        data_folder=data_folder,
-        allow_mixed=allow_mixed or None,
-    )
+    flags = dict(locals())
     from kdtool.cache import info
+    from kdtool.engine.configuration import Values, extract_config
     from kdtool.engine.extract import extract as run
+    from kdtool.engine.folder import DEFAULT_STUDENT
     from kdtool.engine.prepare import prepare
     from kdtool.engine.ranks import own_rank
     from kdtool.progress import stoppable
 
+    values = Values.of_file("extract", config)
+    workspace = o.open_workspace(folder, values.where("cache", cache))
+    asked = extract_config(values, workspace.settings.get("student", DEFAULT_STUDENT), **flags)
     quiet = quiet or own_rank() > 0
     with Shown(quiet) as shown, stoppable() as stop:
         run(workspace.cache, prepare(workspace, asked, shown), shown, stop)
@@ -143,52 +102,3 @@ def following(asked: "ExtractConfig", workspace: "Workspace") -> list[str]:
     named = [] if student == workspace.settings.get("student") else ["--student", student]
     settings = [*setting_words(asked.methods[:1]), *tap_words(asked.taps)]
     return [*words, reference(asked.methods[0]), *settings, *named, *workspace.words]
-
-
-def configure(values: o.Values, default_student: str, **flags: Any) -> "ExtractConfig":
-    """What was asked for, from flags and file."""
-    from kdtool.engine.prepare import ExtractConfig
-
-    names = values.get("for", flags["methods"], [], list)
-    built = o.build_methods(list(dict.fromkeys(names)), [], values.settings(flags["settings"]))
-    students = values.get("student", flags["students"], [], list) or ([default_student] if built else [])
-    dtypes = dict(_dtype(item) for item in values.get("dtype", flags["dtype"], [], list))
-    numbers = ("batch", "block", "fit_views", "validation", "few_shot")
-    return ExtractConfig(
-        methods=built,
-        students=tuple(students),
-        taps=values.taps(flags["tap"]),
-        without=("srm",) if values.get("no_srm", flags["no_srm"], False, bool) else (),
-        views=_views(values.table.get("views") if flags["views"] is None else flags["views"]),
-        clean=tuple(values.get("clean", flags["clean"], [], list)),
-        dtypes=dtypes,
-        seed=values.get("seed", flags["seed"], 0, int),
-        precision=_precision(values.get("precision", flags["precision"], "float32", str)),
-        device=values.get("device", flags["device"], "auto", str),
-        data_folder=values.where("data_folder", flags["data_folder"]),
-        allow_mixed=values.get("allow_mixed", flags["allow_mixed"], False, bool),
-        **{name: values.get(name, flags[name], None, int) for name in numbers},
-    )
-
-
-def _views(asked: Any) -> int:
-    """A number of views: -1 for all, 0, which takes the workspace's default, where nothing was said."""
-    if asked is None or asked == "all":
-        return 0 if asked is None else -1
-    number = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked
-    if type(number) is not int or number < 1:
-        raise UsageError(f"--views is a whole number above 0 or all, not {asked!r}")
-    return number
-
-
-def _dtype(text: str) -> tuple[str, str]:
-    key, mark, dtype = text.rpartition("=")
-    return (key if mark else "", dtype)
-
-
-def _precision(name: str) -> str:
-    if name not in ("float32", "bfloat16"):
-        raise UsageError(
-            f"--precision of extract is float32 or bfloat16, not {name!r}: it is part of the cache's identity"
-        )
-    return name

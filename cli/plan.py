@@ -34,33 +34,15 @@ def plan(
 
     Example: kdtool plan --for kda --views all
     """
-    values = o.Values("extract", config, e.KEYS)
-    workspace = o.open_workspace(folder, values.where("cache", cache))
-    asked = e.configure(
-        values,
-        default_student=str(workspace.settings.get("student", "resnet18")),
-        methods=methods,
-        students=students,
-        settings=settings,
-        tap=tap,
-        no_srm=no_srm or None,
-        views=views,
-        clean=clean,
-        dtype=dtype,
-        batch=batch,
-        block=block,
-        fit_views=fit_views,
-        validation=validation,
-        few_shot=few_shot,
-        seed=seed,
-        precision=precision,
-        device=device,
-        data_folder=data_folder,
-        allow_mixed=None,
-    )
+    flags = {**locals(), "allow_mixed": None}
+    from kdtool.engine.configuration import Values, extract_config
+    from kdtool.engine.folder import DEFAULT_STUDENT
     from kdtool.engine.prepare import prepare
     from kdtool.workflows.plan import plan as compute
 
+    values = Values.of_file("extract", config)
+    workspace = o.open_workspace(folder, values.where("cache", cache))
+    asked = extract_config(values, workspace.settings.get("student", DEFAULT_STUDENT), **flags)
     found = compute(workspace, prepare(workspace, asked))
     if json:
         print_json(found)

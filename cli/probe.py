@@ -7,23 +7,6 @@ import typer
 
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line
-from kdtool.errors import UsageError
-
-PROBE = (
-    "data",
-    "data_folder",
-    "stage",
-    "whole",
-    "batchnorm",
-    "validation",
-    "few_shot",
-    "image_size",
-    "crop",
-    "seed",
-    "device",
-    "precision",
-    *o.RECIPE,
-)
 
 
 def probe(
@@ -66,43 +49,18 @@ def probe(
 
     Example: kdtool analyze probe --data stl10 --data-folder data
     """
-    values = o.Values("probe", config, (*PROBE, "recipe", "run", "weights"))
-    chosen = values.get("data", data, None, str)
-    if chosen is None:
-        from kdtool.data import DATASETS
-
-        raise UsageError(f"--data is missing: one of {', '.join(DATASETS)}")
+    flags = dict(locals())
     from kdtool.analysis.compared import newest_run
-    from kdtool.analysis.probe import ProbeConfig
     from kdtool.analysis.probe import probe as train
+    from kdtool.analysis.probe import probe_config
+    from kdtool.engine.configuration import Values
     from kdtool.progress import stoppable
 
+    values = Values.of_file("probe", config)
     workspace = o.open_workspace(folder, cache)
     named = values.get("run", None, None, str)
-    asked = ProbeConfig(
-        run=run or (workspace.runs / named if named else newest_run(workspace)),
-        data=chosen,
-        recipe=values.recipe(
-            recipe or (None if "recipe" in values.table else "probe-icd"),
-            epochs=epochs,
-            batch=batch,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            optimizer=optimizer,
-            schedule=schedule,
-        ),
-        stage=values.get("stage", stage, "", str),
-        whole=values.get("whole", whole or None, False, bool),
-        batchnorm=values.get("batchnorm", batchnorm, "train", str),
-        data_folder=values.where("data_folder", data_folder),
-        validation=values.get("validation", validation, None, int),
-        few_shot=values.get("few_shot", few_shot, None, int),
-        image_size=values.get("image_size", image_size, None, int),
-        crop=values.get("crop", crop, None, str),
-        seed=values.get("seed", seed, 0, int),
-        device=values.get("device", device, "auto", str),
-        precision=values.get("precision", precision, "auto", str),
-    )
+    found = run or (workspace.runs / named if named else newest_run(workspace))
+    asked = probe_config(values, **{**flags, "run": found})
     with Shown(quiet) as shown, stoppable() as stop:
         result = train(asked, shown, stop)
     if json:

@@ -8,35 +8,6 @@ import typer
 
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line
-from kdtool.errors import UsageError
-
-KEYS = (
-    "data",
-    "network",
-    "recipe",
-    "data_folder",
-    "keep_weights",
-    "sync_bn",
-    "validation",
-    "few_shot",
-    "student",
-    "views",
-    "seed",
-    "device",
-    "precision",
-    "image_size",
-    "crop",
-    "pad",
-    "mean",
-    "std",
-    "taps",
-    "initial",
-    "as_is",
-    "freeze",
-    "batchnorm",
-    "head_learning_rate",
-    *o.RECIPE,
-)
 
 
 def teach(
@@ -99,51 +70,13 @@ def teach(
 
     Example: kdtool teach --data digits --network resnet20 --student resnet8 --epochs 10
     """
-    values = o.Values("teach", config, KEYS)
-    chosen = values.get("data", data, None, str)
-    if chosen is None:
-        from kdtool.data import DATASETS
-
-        raise UsageError(f"--data is missing: one of {', '.join(DATASETS)}")
+    flags = dict(locals())
+    from kdtool.engine.configuration import Values, teach_config
     from kdtool.engine.ranks import own_rank
-    from kdtool.engine.teach import TeachConfig
     from kdtool.engine.teach import teach as run
     from kdtool.progress import stoppable
 
-    settings = TeachConfig(
-        data=chosen,
-        network=values.get("network", network, "resnet34", str),
-        recipe=values.recipe(
-            recipe,
-            epochs=epochs,
-            batch=batch,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            optimizer=optimizer,
-            schedule=schedule,
-        ),
-        keep_weights=values.get("keep_weights", keep_weights, None, int),
-        sync_bn=values.get("sync_bn", sync_bn or None, None, bool),
-        data_folder=values.where("data_folder", data_folder),
-        validation=values.get("validation", validation, None, int),
-        few_shot=values.get("few_shot", few_shot, None, int),
-        student=values.get("student", student, "resnet18", str),
-        views=values.get("views", views, 8, int),
-        seed=values.get("seed", seed, 0, int),
-        device=values.get("device", device, "auto", str),
-        precision=values.get("precision", precision, "auto", str),
-        image_size=values.get("image_size", image_size, None, int),
-        crop=values.get("crop", crop, None, str),
-        pad=values.get("pad", pad, 4, int),
-        mean=values.channels("mean", mean),
-        std=values.channels("std", std),
-        taps=values.taps(tap),
-        initial=values.where("initial", initial),
-        as_is=values.get("as_is", as_is or None, False, bool),
-        freeze=tuple(values.get("freeze", freeze, [], list)),
-        batchnorm=values.get("batchnorm", batchnorm, "eval", str),
-        head_learning_rate=values.get("head_learning_rate", head_learning_rate, None, float),
-    )
+    settings = teach_config(Values.of_file("teach", config), **flags)
     workspace = o.open_workspace(folder)
     with Shown(quiet or own_rank() > 0) as shown, stoppable() as stop:
         result = run(workspace, settings, shown, stop)

@@ -18,6 +18,7 @@ from torch import nn
 
 from kdtool import data, files
 from kdtool.engine import checkpoint
+from kdtool.engine.configuration import RECIPE, Given, Values, data_of
 from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.finetune import BODY, classifier, fixed_parameters
 from kdtool.engine.job import seeded
@@ -81,6 +82,27 @@ class Probed:
     weights: Path
     sha256: str
     seed: int
+
+
+def probe_config(values: Values, run: Path, **flags: Any) -> ProbeConfig:
+    """What `kdtool analyze probe` is asked for; flags as its command line takes them."""
+    of, given = values, Given(flags)
+    return ProbeConfig(
+        run=run,
+        data=data_of(of, given),
+        recipe=of.recipe(given.recipe, "probe-icd", **given.of(RECIPE)),
+        stage=of.get("stage", given.stage, "", str),
+        whole=of.get("whole", given.whole or None, False, bool),
+        batchnorm=of.get("batchnorm", given.batchnorm, "train", str),
+        data_folder=of.where("data_folder", given.data_folder),
+        validation=of.get("validation", given.validation, None, int),
+        few_shot=of.get("few_shot", given.few_shot, None, int),
+        image_size=of.get("image_size", given.image_size, None, int),
+        crop=of.get("crop", given.crop, None, str),
+        seed=of.get("seed", given.seed, 0, int),
+        device=of.get("device", given.device, "auto", str),
+        precision=of.get("precision", given.precision, "auto", str),
+    )
 
 
 def probe(
