@@ -9,7 +9,21 @@ from collections.abc import Sequence
 import typer
 
 from kdtool import __version__
-from kdtool.cli import analyze, bench, cache, data, distill, doctor, extract, plan, quickstart, report, show, teach
+from kdtool.cli import (
+    analyze,
+    bench,
+    cache,
+    data,
+    distill,
+    doctor,
+    extract,
+    plan,
+    quickstart,
+    report,
+    reproduce,
+    show,
+    teach,
+)
 from kdtool.errors import KdtoolError, UsageError, printable
 from kdtool.imports import FILES
 
@@ -28,6 +42,7 @@ app.command("distill")(distill.distill)
 app.add_typer(analyze.app, name="analyze")
 app.command("plan")(plan.plan)
 app.add_typer(cache.app, name="cache")
+app.add_typer(reproduce.app, name="reproduce")
 app.command("report")(report.report)
 app.command("methods")(show.methods)
 app.command("models")(show.models)

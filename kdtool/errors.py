@@ -5,6 +5,7 @@
     ├── DamageError    3   data that are there, but damaged or incomplete
     ├── IdentityError  4   a cache, teacher, data set or split other than the one that was asked for
     ├── ResourceError  5   disk full, lock held, no such device
+    │   └── HeldError        a lock that another process holds
     ├── NonFiniteError 6   a loss that became infinite or NaN
     └── Stopped      130   interrupted (SIGINT) or, with 143, terminated (SIGTERM) after a safe point
 
@@ -47,6 +48,10 @@ class ResourceError(KdtoolError):
     """A resource that is missing: disk space, a lock, a device."""
 
     exit_code = 5
+
+
+class HeldError(ResourceError):
+    """What another process is working on, so that it may be tried again later."""
 
 
 class NonFiniteError(KdtoolError):

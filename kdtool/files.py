@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kdtool.errors import DamageError, ResourceError
+from kdtool.errors import DamageError, HeldError, ResourceError
 
 PARTIAL = ".partial"  # ending of a file that is being written; a leftover belongs to a writer that was killed
 
@@ -97,7 +97,7 @@ def lock(path: Path, purpose: str, patience: float = 0.0) -> Iterator[None]:
                 time.sleep(0.05)
                 continue
             os.close(handle)
-            raise ResourceError(
+            raise HeldError(
                 f"another process is {purpose} {path.parent} (it holds {path.name}); wait until it has ended"
             ) from error
     try:

@@ -22,6 +22,7 @@ from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.lacking import check_cache, extract_command, option_text
+from kdtool.engine.live import living
 from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import alike, ranks
 from kdtool.engine.runs import RunFolder
@@ -130,8 +131,12 @@ def distill(
     progress: Progress,
     stop: StopRequest,
     checkpoint_seconds: float = 60.0,
+    live: bool = False,
 ) -> dict[str, Any]:
-    """Trains and writes a run folder; gives the result. All ranks of a `torchrun` train together, and rank 0 writes."""
+    """Trains and writes a run folder; gives the result. All ranks of a `torchrun` train together, and rank 0 writes.
+
+    live: the teacher answers in every step, and the cache gives the split and what fits have learned.
+    """
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     with ranks(device) as group, ExitStack() as held:
@@ -150,8 +155,9 @@ def distill(
             needs = needs_of(config.methods, *both, facts)
             check_placements(cache, config.views)
             command = extract_command(workspace, cache, config.methods, config.student, config.data_folder, config.taps)
-            check_cache(cache, needs, config.views, command)
-            views = config.views or held_views(cache, needs)
+            stored = replace(needs, targets=(), validated=()) if live else needs
+            check_cache(cache, stored, config.views, command)
+            views = config.views or (all_views_of(cache, config) if live else held_views(cache, needs))
             stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
             bound = tuple(
                 bind(method, taps, shapes, cache, facts, added=number > 0)
@@ -160,12 +166,12 @@ def distill(
             check_schedule(stages, bound, config.recipe, facts.samples)
             check_shares(stages, config.recipe, facts.samples, group)
             data = data_of(workspace, cache, config.data_folder, progress)
-            resolved = replace(config, views=views, precision=precision)
+            resolved = {**replace(config, views=views, precision=precision).plain(), **({"live": True} if live else {})}
             path = workspace.runs / config.title
             if group.rank == 0:
                 held.enter_context(files.lock(path / "lock", "training in"))
-                check_basis(RunFolder(path, resolved.plain()), cache)
-        folder = RunFolder(path, resolved.plain())
+                check_basis(RunFolder(path, resolved), cache)
+        folder = RunFolder(path, resolved)
         known: dict[str, Any] | None = group.shared(folder.result)
         if known is not None:
             if group.rank == 0:
@@ -175,10 +181,11 @@ def distill(
         with alike(group):
             if group.rank == 0:
                 note_environment(folder, device, precision, group)
-            made = make_job(cache, data, student, stages, bound, needs, config, views, device, precision)
+            made = make_job(cache, data, student, stages, bound, stored, config, views, device, precision)
+            made = beside_teacher(workspace, cache, made, needs) if live else made
         job = replace(made, ranks=group)
         running = train(job, folder, progress, stop, checkpoint_seconds)
-        result = _finish(folder, job, running, config, cache, needs) if group.rank == 0 else {}
+        result = _finish(folder, job, running, config, cache, stored) if group.rank == 0 else {}
         return dict(group.shared(result))
 
 
@@ -286,6 +293,19 @@ def held_views(cache: Cache, needs: Needs) -> int:
     """The views that the cache holds of all needed keys; without needs, of its logits."""
     keys = [target.key for target in needs.targets] or ["logits"]
     return min(cache.views(key) for key in keys) or 1
+
+
+def beside_teacher(workspace: Workspace, cache: Cache, job: Job, needs: Needs) -> Job:
+    """The same training with the living teacher in place of the cache."""
+    validated = [target for target in needs.targets if target.key in needs.validated]
+    selecting = living(workspace, cache, job.validation.images, validated) if job.validation and validated else None
+    source = living(workspace, cache, job.train.images, needs.targets)
+    return replace(job, source=source if job.bound else None, validation_source=selecting)
+
+
+def all_views_of(cache: Cache, config: DistillConfig) -> int:
+    """The views that a training without a cache walks: all placements, or a new one in each epoch."""
+    return seen_by(cache).rule().placements or config.recipe.epochs
 
 
 def bind(method: Method, taps: tuple[str, ...], shapes: Shapes, cache: Cache, facts: Facts, added: bool) -> Bound:

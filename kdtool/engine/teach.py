@@ -200,7 +200,9 @@ def _finish(
     model: the network as `create` gives it, which the job trained or of which it trained a copy.
     """
     model.cpu().load_state_dict(job.student.state_dict())
-    record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model, running))
+    record = write_teacher(
+        workspace.teacher, model, lesson.split, about(config, lesson, model, running.rows[-1]["test_accuracy"])
+    )
     workspace.write(defaults(workspace, config, record))
     result = {
         **summary("teach", "teacher", config.network, config.recipe, config.seed, running),
@@ -289,7 +291,7 @@ def make_job(
     )
 
 
-def about(config: TeachConfig, lesson: Lesson, model: nn.Module, running: Running) -> dict[str, Any]:
+def about(config: TeachConfig, lesson: Lesson, model: nn.Module, test_accuracy: float) -> dict[str, Any]:
     """What the teacher's record says beside the digests of weights and split."""
     return {
         "network": config.network,
@@ -304,7 +306,7 @@ def about(config: TeachConfig, lesson: Lesson, model: nn.Module, running: Runnin
         "architecture": architecture(config.network, model),
         "seed": config.seed,
         "answer": answer(model, lesson.image_shape),
-        "test_accuracy": running.rows[-1]["test_accuracy"],
+        "test_accuracy": test_accuracy,
     }
 
 

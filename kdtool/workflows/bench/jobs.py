@@ -22,9 +22,9 @@ from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.extract import extract
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Job, seeded, stage_recipe
+from kdtool.engine.live import living
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.sources import LiveTeacher, Teller, as_tensors
 from kdtool.engine.state import begin, train_mode
 from kdtool.engine.train import step
 from kdtool.methods.protocol import Method
@@ -75,9 +75,7 @@ def alive(made: Workspace, job: Job) -> Job:
     assert isinstance(job.source, CachedTeacher)
     asked = prepare(made, ExtractConfig(tuple(bound.method for bound in job.bound), (), batch=BATCH, fit_views=1))
     targets = tuple(target for target in asked.targets if target.key in job.source.arrays)
-    fitted = {target.fit.key: as_tensors(cache.fitted(target.fit.key), job.device) for target in targets if target.fit}
-    teller = Teller(asked.model, targets, fitted, BATCH, asked.precision)
-    return replace(job, source=LiveTeacher(teller, job.train.images, "float16"))
+    return replace(job, source=living(made, cache, job.train.images, targets))
 
 
 class Steps:

@@ -1,0 +1,229 @@
+"""`kdtool reproduce`: the tables of the papers, and one's own, from recipes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdtool.cli import options as o
+from kdtool.cli.console import Shown, in_units, print_json, print_line, print_table
+from kdtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdtool.progress import Progress, StopRequest
+    from kdtool.workflows.reproduce.recipe import Cell, Recipe
+    from kdtool.workflows.reproduce.rows import Results
+    from kdtool.workflows.reproduce.work import Work
+
+app = typer.Typer(no_args_is_help=True, help="Make the tables of the papers, or your own.", rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(help="Recipe, see `kdtool reproduce list`; or a file of yours, NAME.toml.")]
+Names = Annotated[list[str], typer.Argument(help="Recipes, see `kdtool reproduce list`; or files, NAME.toml.")]
+Place = Annotated[Path, typer.Option("--folder", help="Where teachers, caches and students lie, a folder a group.")]
+Kept = Annotated[Path | None, typer.Option("--results", help="Where rows lie.  [default: results in --folder]")]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Runs of each cell.  [default: the recipe's]")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="Cells with this text in row or column; repeat.")]
+Share = Annotated[str | None, typer.Option("--share", help="One of several disjoint shares of the cells, as in 2/4.")]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Folder of the weights that teachers begin from.")]
+PLACE = Path("reproduce")
+
+
+@app.callback()
+def reproduce() -> None:
+    """Make the tables of the papers, or your own."""
+
+
+@app.command("list")
+def list_(json: o.Json = False) -> None:
+    """List the recipes.
+
+    Example: kdtool reproduce list
+    """
+    from kdtool.workflows.reproduce.recipe import load, names
+
+    found = [load(name) for name in names()]
+    if json:
+        print_json([{"name": one.name, "title": one.title, "cells": len(one.cells)} for one in found])
+        return
+    print_table("", ("recipe", "cells", "what"), [(one.name, len(one.cells), one.title) for one in found])
+
+
+@app.command()
+def show(name: Name, json: o.Json = False) -> None:
+    """Show a recipe: its cells, and what is the paper's and what is chosen.
+
+    Example: kdtool reproduce show kda-table-2
+    """
+    from dataclasses import asdict
+
+    from kdtool.workflows.reproduce.recipe import load
+
+    recipe = load(name)
+    if json:
+        print_json(asdict(recipe))
+        return
+    print_line(f"{recipe.title}\n\n{recipe.about.strip()}\n")
+    for group in recipe.groups.values():
+        print_line(f"{group.name}: {group.about.strip()}")
+    rows = [(cell.row, cell.column, cell.group, told(cell)) for cell in recipe.cells]
+    print_line("")
+    print_table("", ("row", "column", "group", "student"), rows)
+
+
+def told(cell: "Cell") -> str:
+    """A cell's student in the words of `kdtool distill`."""
+    if cell.skip or not cell.distill:
+        return cell.skip or "teacher"
+    layers = [word for layer in cell.distill.get("layer", []) for word in ("--layer", layer)]
+    added = [word for name in cell.distill.get("with", []) for word in ("--with", name)]
+    options = [f"--set {name}={value}" for name, value in cell.distill.get("set", {}).items()]
+    return " ".join([cell.distill.get("student", ""), cell.distill.get("method", ""), *layers, *added, *options])
+
+
+@app.command()
+def plan(
+    names: Names,
+    folder: Place = PLACE,
+    results: Kept = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    data_folder: o.DataFolder = None,
+    device: o.Device = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Show hours, bytes and what the cache saves, before anything runs.
+
+    Example: kdtool reproduce plan digits
+    """
+    from dataclasses import asdict
+
+    from kdtool.workflows.reproduce.plans import plan as compute
+    from kdtool.workflows.reproduce.recipe import load
+
+    found = []
+    with Shown(quiet) as shown:
+        for name in names:
+            recipe = load(name)
+            work = _work(folder, _results(folder, results), shown, None, data_folder, None, device)
+            found += compute(work, recipe, chosen(recipe, only), seeds or recipe.seeds)
+    if json:
+        print_json([asdict(one) for one in found])
+        return
+    for one in found:
+        print_line(
+            f"{one.group}: {one.left} of {one.tasks} to run\n"
+            f"  on this device: teach {hours(one.teach_hours)}, extract {hours(one.extract_hours)}, distill "
+            f"{hours(one.distill_hours)}\n"
+            f"  a living teacher would add {hours(one.live_hours)} to that\n"
+            f"  the cache takes {in_units(one.bytes)}, {in_units(one.held)} of it are there"
+        )
+
+
+@app.command()
+def run(
+    names: Names,
+    folder: Place = PLACE,
+    results: Kept = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    share: Share = None,
+    data_folder: o.DataFolder = None,
+    weights: Weights = None,
+    device: o.Device = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run what has no row yet; stop it at any time, and run it again to go on.
+
+    Example: kdtool reproduce run digits
+    """
+    from kdtool.progress import stoppable
+    from kdtool.workflows.reproduce.recipe import load
+
+    recipes = [load(name) for name in names]
+    with Shown(quiet) as shown, stoppable() as stop:
+        waiting = 0
+        for recipe in recipes:
+            kept = _results(folder, results, share)
+            work = _work(folder, kept, shown, stop, data_folder, weights, device)
+            waiting += work.run(recipe, chosen(recipe, only), seeds or recipe.seeds)
+    if waiting:
+        print_line(f"{waiting} cells wait for the searches of other shares; run this again when those have ended")
+    print_line(f"rows are in {kept.folder}; next: kdtool reproduce table {names[0]} --folder {folder}")
+
+
+@app.command()
+def table(
+    name: Name,
+    folder: Place = PLACE,
+    results: Kept = None,
+    seeds: Seeds = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page to this file.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Show what came out beside what the paper prints.
+
+    Example: kdtool reproduce table digits
+    """
+    from kdtool import files
+    from kdtool.workflows.reproduce import tables
+    from kdtool.workflows.reproduce.recipe import load
+
+    recipe, kept = load(name), _results(folder, results)
+    found = tables.lines(recipe, kept, seeds)
+    if markdown:
+        files.write(markdown, tables.markdown(recipe, kept, seeds).encode())
+    if json:
+        print_json([line.plain() for line in found])
+        return
+    for row in dict.fromkeys(line.row for line in found):
+        own = [line for line in found if line.row == row]
+        named = [f"{line.column} ({line.teacher})" if tables.mixed(found) else line.column for line in own]
+        shown = [tables.cells(line, tables.layers_of(own)) for line in own]
+        print_table(row, ("", *tables.header(own)), [(name, *cells) for name, cells in zip(named, shown, strict=True)])
+        for line in own:
+            if line.note not in ("", tables.NOT_RUN):
+                print_line(f"{line.column}: {line.note}")
+    if markdown:
+        print_line(f"wrote {markdown}")
+
+
+def hours(value: float) -> str:
+    """Hours for people."""
+    if value >= 1:
+        return f"{value:.1f} h"
+    return f"{60 * value:.1f} min" if value >= 1 / 60 else f"{3600 * value:.0f} s"
+
+
+def chosen(recipe: "Recipe", only: Sequence[str] | None) -> list["Cell"]:
+    """The cells with one of some texts in their row or column."""
+    found = [c for c in recipe.cells if not only or any(text in (c.row, c.column) for text in only)]
+    found = found or [c for c in recipe.cells if any(text in f"{c.row} / {c.column}" for text in only or ())]
+    if not found:
+        raise UsageError(f"no cell of {recipe.name} has {' or '.join(only or ())} in its row or column")
+    return found
+
+
+def _results(folder: Path, results: Path | None, share: str | None = None) -> "Results":
+    from kdtool.workflows.reproduce.rows import Results
+
+    number, mark, count = (share or "1/1").partition("/")
+    if not (mark and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--share is one of several, as in 2/4, not {share!r}")
+    return Results(results or folder / "results", (int(number), int(count)))
+
+
+def _work(
+    folder: Path,
+    results: "Results",
+    progress: "Progress",
+    stop: "StopRequest | None",
+    data_folder: Path | None,
+    weights: Path | None,
+    device: str | None,
+) -> "Work":
+    from kdtool.progress import StopRequest
+    from kdtool.workflows.reproduce.work import Work
+
+    return Work(folder, results, progress, stop or StopRequest(), data_folder, weights, device or "auto")

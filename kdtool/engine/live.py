@@ -1,0 +1,28 @@
+"""The living teacher as the source of a training: what the cache replaces.
+
+For tests and benchmarks, and for `kdtool reproduce`, where a table has methods whose targets would fill the disk. What
+fits have learned comes from the cache. No option of `kdtool distill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kdtool.cache import Cache
+from kdtool.engine.folder import Workspace
+from kdtool.engine.sources import LiveTeacher, Teller, as_tensors
+from kdtool.engine.workspace import read_record, read_teacher
+from kdtool.targets import Target
+
+if TYPE_CHECKING:
+    from kdtool.data.images import Images
+
+
+def living(workspace: Workspace, cache: Cache, images: Images, targets: Sequence[Target]) -> LiveTeacher:
+    """The teacher of a working folder, who answers targets for images as the cache would, were they in it."""
+    record, precision = read_record(workspace.teacher), str(cache.identity["numeric"]["precision"])
+    fits = {target.fit.key for target in targets if target.fit is not None}
+    fitted = {key: as_tensors(cache.fitted(key), images.device) for key in fits}
+    model = read_teacher(workspace.teacher, record, images.device, precision)
+    return LiveTeacher(Teller(model, tuple(targets), fitted, cache.layout.batch, precision), images, "float16")

@@ -1,0 +1,146 @@
+"""What a recipe would take on this device, before anything runs: hours, bytes, and what a living teacher would take.
+
+Seconds come from a few timed batches of each network, bytes from the arrays that the methods ask for. Left out of the
+hours: what fits learn, methods' own arithmetic, analyses and evaluation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from kdtool.cache import open_cache
+from kdtool.cache.journal import holds_cache
+from kdtool.engine import sizes
+from kdtool.engine.device import autocast, choose_device, choose_precision, placed, synchronize
+from kdtool.engine.folder import Workspace
+from kdtool.engine.job import seeded
+from kdtool.engine.teach import TeachConfig, about, defaults, read_lesson
+from kdtool.engine.workspace import write_teacher
+from kdtool.models import create
+from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
+from kdtool.workflows.reproduce.tasks import Task, tasks
+from kdtool.workflows.reproduce.work import Work, done, merged
+
+BATCH, ROUNDS = 64, 3  # of the timed steps
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one group would take. tasks, left: students of all seeds, and those without a row yet; hours on the device.
+
+    teach_hours: 0 where the teacher is there. live_hours: what the teacher would add to the students' training if it
+    answered in every step. bytes: of the whole cache; held: of it, what is there.
+    """
+
+    group: str
+    teacher: str
+    tasks: int
+    left: int
+    teach_hours: float
+    extract_hours: float
+    distill_hours: float
+    live_hours: float
+    bytes: int
+    held: int
+
+
+def plan(work: Work, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Plan]:
+    """A plan for each group of the cells."""
+    names = dict.fromkeys(cell.group for cell in cells if not cell.skip)
+    return [_plan(work, recipe, recipe.groups[name], [c for c in cells if c.group == name], seeds) for name in names]
+
+
+def _plan(work: Work, recipe: Recipe, group: Group, cells: Sequence[Cell], seeds: int) -> Plan:
+    rows = work.rows(recipe, group.name)
+    wanted = {task.key: task for cell in cells if not cell.skip for task in tasks(recipe, cell, seeds, rows)}
+    todo = [task for task in wanted.values() if not done(task, rows)]
+    cached = [task for task in todo if task.config and task.config.methods and not task.live]
+    lesson = work.lesson(recipe, group)
+    with tempfile.TemporaryDirectory() as folder:
+        workspace, teach_epochs = work.workspace(group.name), 0
+        if not workspace.teacher.exists():
+            workspace, teach_epochs = untrained(lesson, Path(folder), work), lesson.recipe.epochs if group.teach else 0
+        job = merged(workspace, work.extracting(group), list(wanted.values()), work.progress)
+        known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
+        stored = sizes.rows(job, known, sizes.fit_results(job, known))
+    size, unwritten = (sum(row[name] for row in stored) for name in ("bytes", "bytes_to_write"))
+    images = job.layout.samples["train"] / HOUR
+    clock = Clock(choose_device(work.device), job.layout.classes, tuple(job.identity["data"]["image_shape"]))
+    answer = clock.forward(lesson.network)
+    return Plan(
+        group=group.name,
+        teacher=lesson.network,
+        tasks=len(wanted),
+        left=sum(1 for task in todo if task.config),
+        teach_hours=teach_epochs * images * clock.step(lesson.network) if teach_epochs else 0.0,
+        extract_hours=job.views * images * answer * (unwritten / size if size else 0.0),
+        distill_hours=sum(epochs([task]) * images * clock.step(task.config.student) for task in todo if task.config)
+        + epochs([task for task in todo if task.live]) * images * answer,
+        live_hours=epochs(cached) * images * answer,
+        bytes=size,
+        held=size - unwritten,
+    )
+
+
+def epochs(todo: Sequence[Task]) -> int:
+    """The epochs of several tasks."""
+    return sum(task.config.recipe.epochs for task in todo if task.config)
+
+
+def untrained(lesson: TeachConfig, folder: Path, work: Work) -> Workspace:
+    """A working folder with the teacher's network as nobody has trained it: what is stored of it takes as much."""
+    found = read_lesson(lesson, work.progress)
+    with seeded(lesson.seed):
+        model = create(lesson.network, found.data.classes, lesson.taps)
+    workspace = Workspace(folder)
+    record = write_teacher(workspace.teacher, model, found.split, about(lesson, found, model, 0.0))
+    workspace.write(defaults(workspace, lesson, record))
+    return Workspace.open(folder)
+
+
+@dataclass
+class Clock:
+    """Seconds that networks take for one image on a device, in the precision of `auto`; each is timed once."""
+
+    device: torch.device
+    classes: int
+    shape: tuple[int, ...]
+    known: dict[tuple[str, bool], float] = field(default_factory=dict)
+
+    def forward(self, network: str) -> float:
+        """Of an answer, in the precision of extract, float32."""
+        return self._of(network, training=False)
+
+    def step(self, network: str) -> float:
+        """Of a training step."""
+        return self._of(network, training=True)
+
+    def _of(self, network: str, training: bool) -> float:
+        if (network, training) not in self.known:
+            self.known[network, training] = self._timed(network, training)
+        return self.known[network, training]
+
+    def _timed(self, network: str, training: bool) -> float:
+        precision = choose_precision("auto", self.device) if training else "float32"
+        with seeded(0):
+            model = placed(create(network, self.classes), self.device, precision).train(training)
+        images = torch.rand(BATCH, *self.shape, device=self.device)
+        labels = torch.arange(BATCH, device=self.device) % self.classes
+        times = []
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            with torch.set_grad_enabled(training), autocast(self.device, precision):
+                logits = model(images)
+            if training:
+                functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+            synchronize(self.device)
+            times.append(time.perf_counter() - begun)
+        return min(times) / BATCH

@@ -1,0 +1,182 @@
+"""Tables of what came out, beside what is printed: means over seeds, and nothing that is not in a row.
+
+Rows of several teachers of one group (one that was trained again, elsewhere, came out otherwise) are never averaged:
+each teacher has lines of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kdtool.workflows.reproduce.recipe import Cell, Recipe
+from kdtool.workflows.reproduce.rows import DIGITS, Results, Row
+from kdtool.workflows.reproduce.tasks import searched, tasks
+
+ERROR, NOT_RUN = "top-1 error %", "not run"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell as it came out. mean, sd: over `seeds` runs, in the unit of the printed number, else in percent.
+
+    sd: of the sample, None of one run. printed, printed_sd: the paper's; difference: ours less the paper's. losses:
+    layer -> mean kernel transfer loss of the students. chosen: options that a search found. note: why there is nothing.
+    """
+
+    row: str
+    column: str
+    group: str
+    teacher: str
+    seeds: int
+    mean: float | None
+    sd: float | None
+    printed: float | None
+    printed_sd: float | None
+    difference: float | None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    chosen: Mapping[str, Any] | None = None
+    note: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def lines(recipe: Recipe, results: Results, seeds: int | None = None) -> list[Line]:
+    """The lines of a recipe's table, in its order; seeds: how many are wanted, None for the recipe's."""
+    rows = {group: results.rows(group) for group in dict.fromkeys(cell.group for cell in recipe.cells if cell.group)}
+    wanted = seeds or recipe.seeds
+    return [line for cell in recipe.cells for line in _lines(recipe, cell, rows.get(cell.group, []), wanted)]
+
+
+def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int) -> Iterator[Line]:
+    """A line of each teacher that has rows of the cell; one without a number where none has."""
+    if cell.skip:
+        yield _line(recipe, cell, "", [], note=cell.skip)
+        return
+    count = 0
+    for teacher in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
+        own = [row for row in rows if row["teacher"]["sha256"] == teacher]
+        search = searched(recipe, cell, own)
+        keys = {task.key for task in tasks(recipe, cell, seeds, own)}
+        found = [row for row in own if row["key"] in keys]
+        if found and (search is None or search.chosen is not None):
+            count += 1
+            yield _line(recipe, cell, teacher, found, search.chosen if search else None)
+    if not count:
+        yield _line(recipe, cell, "", [], note=NOT_RUN)
+
+
+def _line(
+    recipe: Recipe,
+    cell: Cell,
+    teacher: str,
+    rows: Sequence[Row],
+    chosen: Mapping[str, Any] | None = None,
+    note: str = "",
+) -> Line:
+    values = [score(recipe, cell, row) for row in rows]
+    mean, paper = statistics.fmean(values) if values else None, cell.printed
+    return Line(
+        row=cell.row,
+        column=cell.column,
+        group=cell.group,
+        teacher=teacher[:DIGITS],
+        seeds=len(values),
+        mean=mean,
+        sd=statistics.stdev(values) if len(values) > 1 else None,
+        printed=paper.mean if paper else None,
+        printed_sd=paper.sd if paper else None,
+        difference=mean - paper.mean if paper and mean is not None else None,
+        losses=_losses(rows),
+        chosen=chosen,
+        note=note,
+    )
+
+
+def score(recipe: Recipe, cell: Cell, row: Row) -> float:
+    """The number of a row that the table shows: of the probe where there is one, as an error where the paper does."""
+    of = row["probe"] if row["probe"] else row
+    found = of["test_accuracy"]
+    selected = found.get("selected") if recipe.report == "selected" else None
+    accuracy = float(found["last"] if selected is None else selected)
+    return 100 - accuracy if cell.printed and cell.printed.unit == ERROR else accuracy
+
+
+def _losses(rows: Sequence[Row]) -> dict[str, float]:
+    """layer -> mean kernel transfer loss over the rows that were analysed."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for result in row["analyses"].get("gram-gap", ()):
+            if result.get("part") == "train" and result.get("kernel", "linear") == "linear":
+                found.setdefault(result["layer"], []).append(result["loss"])
+    return {layer: statistics.fmean(losses) for layer, losses in found.items() if None not in losses}
+
+
+def number(value: float | None, sd: float | None = None, digits: int = 2) -> str:
+    """A number as tables show it, with what follows the ±."""
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
+
+
+def cells(line: Line, layers: Sequence[str]) -> list[str]:
+    """What a table shows of a line, behind its row and column; a dash where a note says why there is nothing."""
+    difference = "" if line.difference is None else f"{line.difference:+.2f}"
+    losses = [number(line.losses.get(layer), digits=4) for layer in layers]
+    ours = number(line.mean, line.sd) or (line.note if line.note == NOT_RUN else "-")
+    return [ours, str(line.seeds or ""), number(line.printed, line.printed_sd), difference, *losses]
+
+
+def layers_of(found: Sequence[Line]) -> list[str]:
+    """The layers of which there are losses."""
+    return list(dict.fromkeys(layer for line in found for layer in line.losses))
+
+
+def mixed(found: Sequence[Line]) -> bool:
+    """Whether a group has rows of several teachers, so that every line says of which it is."""
+    teachers = {(line.group, line.teacher) for line in found if line.teacher}
+    return len(teachers) > len({group for group, _ in teachers})
+
+
+def header(found: Sequence[Line]) -> list[str]:
+    """The names of the columns that `cells` gives."""
+    return ["here", "seeds", "paper", "difference", *(f"loss {layer}" for layer in layers_of(found))]
+
+
+def markdown(recipe: Recipe, results: Results, seeds: int | None = None) -> str:
+    """The page of a recipe: what it is, its table, and what the numbers were made with."""
+    found = lines(recipe, results, seeds)
+    titles = ["row", "column", *(["teacher"] if mixed(found) else []), *header(found)]
+    page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]
+    page += [f"Made by `kdtool reproduce table {recipe.name}`.", "", *_about_teachers(recipe, results), ""]
+    page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
+    for line in found:
+        named = [line.row, line.column, *([f"`{line.teacher}`"] if mixed(found) else [])]
+        page.append(f"| {' | '.join([*named, *cells(line, layers_of(found))])} |")
+    page += [f"\n{line.row}, {line.column}: {line.note}." for line in found if line.note not in ("", NOT_RUN)]
+    return "\n".join(page) + "\n"
+
+
+def _about_teachers(recipe: Recipe, results: Results) -> list[str]:
+    """A line for each teacher: its accuracy, its weights, and the machines and time of its students."""
+    found = []
+    for group in dict.fromkeys(cell.group for cell in recipe.cells if cell.group):
+        rows = results.rows(group)
+        for digest in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
+            own = [row for row in rows if row["teacher"]["sha256"] == digest]
+            teacher, hours = own[0]["teacher"], sum(row["seconds"].get("total", 0.0) for row in own) / 3600
+            machines = dict.fromkeys(_machine(row["environment"]) for row in own if row["environment"])
+            found.append(
+                f"* {group}: {teacher['network']}, {teacher['test_accuracy']:.2f} % of the test images "
+                f"(`{digest[:DIGITS]}`); {len(own)} rows, {hours:.1f} hours of training on {'; '.join(machines)}"
+            )
+    return found
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    threads = f", {environment['threads']} threads" if environment["device_type"] == "cpu" else ""
+    return f"{environment['device']}{threads}, torch {environment['torch']}, {environment['precision']}"

@@ -1,0 +1,121 @@
+"""From a recipe to what has to be run: a task for every cell and seed, those of a search before those of its cell.
+
+A task is named by the digest of all that it asks for, so that cells of several tables which ask for the same are run
+once. Left out: running them (work).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kdtool import files
+from kdtool.engine.configuration import Values, distill_config
+from kdtool.engine.distill import DistillConfig
+from kdtool.errors import UsageError
+from kdtool.workflows.reproduce.recipe import Cell, Recipe, Table
+from kdtool.workflows.reproduce.rows import Row
+
+PLACES = ("device", "data_folder", "run", "cache", "precision")  # keys that say where and how, not what
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training, and what is measured of it. distill: empty for the teacher itself; probe: empty for none.
+
+    live: the teacher answers in every step.
+    """
+
+    group: str
+    distill: Table
+    probe: Table
+    analyze: tuple[str, ...]
+    seed: int
+    live: bool = False
+
+    @property
+    def config(self) -> DistillConfig | None:
+        """What `kdtool distill` is asked for; None for a task about the teacher."""
+        if not self.distill:
+            return None
+        values = Values("distill", self.distill, f"the recipe's [distill] for group {self.group}")
+        found = distill_config(values, "")
+        if not found.student:
+            raise UsageError(f"the recipe's [distill] for group {self.group} names no student")
+        return replace(found, seed=self.seed)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What `kdtool distill` is asked for, as plain values with all defaults resolved; empty for the teacher."""
+        config = self.config
+        return {name: value for name, value in (config.plain() if config else {}).items() if name not in PLACES}
+
+    @property
+    def key(self) -> str:
+        """The digest of what is asked for; analyses add to a row and make no other one."""
+        asked = {"group": self.group, "distill": self.asked, "probe": dict(self.probe), "seed": self.seed}
+        return files.digest({**asked, **({"live": True} if self.live else {})})
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        config = self.config
+        student = replace(self, probe={}) if self.probe else self
+        return f"{config.title[:100]}-{student.key[:8]}" if config else "teacher"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A cell whose options are searched: what is tried, and what has been chosen; None where rows are missing."""
+
+    tried: tuple[Task, ...]
+    chosen: Mapping[str, Any] | None
+
+
+def tasks(recipe: Recipe, cell: Cell, seeds: int, rows: Sequence[Row]) -> list[Task]:
+    """The tasks of a cell, as far as they are known: where a search is not done, those of the search."""
+    if cell.skip:
+        return []
+    found = searched(recipe, cell, rows)
+    if found is not None and found.chosen is None:
+        return list(found.tried)
+    distill = with_options(cell.distill, found.chosen) if found and found.chosen else cell.distill
+    count = seeds if cell.distill or cell.probe else 1
+    analyze = recipe.analyze if cell.distill else ()
+    return [Task(cell.group, distill, cell.probe, analyze, seed, cell.live) for seed in range(count)]
+
+
+def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None:
+    """The search of a cell; the choice is the grid's point with the highest validation accuracy, of equals the first.
+
+    UsageError for a group that holds no images out for validation.
+    """
+    if not cell.search:
+        return None
+    grid = [dict(zip(cell.search, point, strict=True)) for point in itertools.product(*cell.search.values())]
+    tried = tuple(Task(cell.group, with_options(cell.distill, point), {}, (), 0, cell.live) for point in grid)
+    held = {row["key"]: row for row in rows}
+    there = [held.get(task.key) for task in tried]
+    for row in there:
+        if row and row["validation_accuracy"] is None:
+            raise UsageError(
+                f"{cell.row} / {cell.column} searches its options, and group {cell.group} holds no images out for "
+                "validation: its [teach] or [extract] needs validation = N"
+            )
+    if None in there:
+        return Searched(tried, None)
+    scores = [row["validation_accuracy"]["best"] for row in there if row]
+    return Searched(tried, grid[scores.index(max(scores))])
+
+
+def with_options(distill: Table, options: Mapping[str, Any]) -> Table:
+    """A [distill] with more options of its methods."""
+    return {**distill, "set": {**distill.get("set", {}), **options}}
+
+
+def share_of(todo: Sequence[Task], share: tuple[int, int]) -> Iterator[Task]:
+    """Those of a share, of every group alike."""
+    number, count = share
+    return itertools.islice(todo, number - 1, None, count)

@@ -1,0 +1,327 @@
+"""Runs the tasks of recipes: a working folder for each group, its teacher, its cache, students, analyses, rows.
+
+Everything can be stopped at any step and goes on from there; what has a row is not run again. Several processes may
+share one folder: each makes its share of the cells, and one of them teacher and cache while the others wait. Left out:
+what the tasks are (tasks), where rows lie (rows).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdtool import files
+from kdtool.analysis import analyses
+from kdtool.analysis.kept import read_results
+from kdtool.analysis.landmarks import Plan
+from kdtool.analysis.pairs import Asked
+from kdtool.analysis.probe import probe, probe_config
+from kdtool.cache.journal import holds_cache
+from kdtool.engine.configuration import Values, extract_config, teach_config
+from kdtool.engine.distill import distill
+from kdtool.engine.extract import extract
+from kdtool.engine.extraction import Extraction
+from kdtool.engine.folder import Workspace
+from kdtool.engine.keeping import kept
+from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.engine.sizes import bytes_to_write
+from kdtool.engine.teach import TeachConfig, teach
+from kdtool.engine.workspace import open_teacher_cache, read_record, record_path
+from kdtool.errors import HeldError, IdentityError, UsageError, unknown
+from kdtool.progress import Progress, StopRequest
+from kdtool.targets import by_key
+from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
+from kdtool.workflows.reproduce.rows import ORIGIN, Results, Row, copy_teacher
+from kdtool.workflows.reproduce.tasks import Task, searched, share_of, tasks
+
+T = TypeVar("T")
+PAUSE = 2.0  # seconds between two looks at what another process holds
+SHARED = (
+    *("data", "data_folder", "validation", "few_shot", "image_size", "crop", "pad", "mean", "std", "seed"),
+    *("student", "views"),
+)  # keys of [teach] that hold for whoever takes over a teacher or its student
+
+# name -> an analysis of one student with its defaults
+ANALYSES: dict[str, Callable[[Workspace, Asked, Progress], object]] = {
+    "gram-gap": lambda workspace, asked, progress: analyses.gram_gap(workspace, asked, analyses.GapPlan(), progress),
+    "landmarks": lambda workspace, asked, progress: analyses.landmarks(workspace, asked, Plan(), progress),
+    "correlation": lambda workspace, asked, progress: analyses.correlation(
+        workspace,
+        replace(asked, part="test"),
+        None,
+        progress,  # as ICD's figure
+    ),
+    "spectrum": lambda workspace, asked, progress: analyses.spectrum(workspace, asked, Plan(), 1, progress),
+    "bounds": lambda workspace, asked, progress: analyses.bounds(workspace, asked, Plan(), None, progress),
+    "similarity": lambda workspace, asked, progress: analyses.similarity(workspace, asked, 4.0, 0, progress),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how recipes run. data: folder of the data sets' files; weights: of those that teachers begin from."""
+
+    folder: Path
+    results: Results
+    progress: Progress
+    stop: StopRequest
+    data: Path | None = None
+    weights: Path | None = None
+    device: str = "auto"
+
+    def workspace(self, group: str) -> Workspace:
+        """The working folder of a group."""
+        return Workspace.open(self.folder / group)
+
+    def run(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> int:
+        """Runs what has no row yet; gives the number of cells that wait for the search of another share."""
+        check_analyses(recipe)
+        with self.results.writing():
+            for group in dict.fromkeys(cell.group for cell in cells if not cell.skip):
+                chosen = [cell for cell in cells if cell.group == group and not cell.skip]
+                while todo := self._todo(recipe, chosen, seeds):
+                    self._run_all(recipe, group, todo)
+        return sum(1 for cell in cells if _searching(recipe, cell, self.rows(recipe, cell.group)))
+
+    def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
+        """This share's tasks that have no row, each once."""
+        rows = self.rows(recipe, cells[0].group)
+        wanted = {task.key: task for cell in cells for task in tasks(recipe, cell, seeds, rows)}
+        return [task for task in share_of(list(wanted.values()), self.results.share) if not done(task, rows)]
+
+    def rows(self, recipe: Recipe, group: str) -> list[Row]:
+        """The rows of a group's teacher, as far as it is known here; else of all of its teachers."""
+        rows = self.results.rows(group) if group else []
+        known = record_path(self.workspace(group).teacher)
+        if not known.exists():
+            return rows
+        digest = read_record(self.workspace(group).teacher).sha256
+        return [row for row in rows if row["teacher"]["sha256"] == digest]
+
+    def _run_all(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
+        self.patiently(lambda: self.prepare(recipe, group, todo))
+        todo = [task for task in todo if not done(task, self.rows(recipe, group))]
+        for number, task in enumerate(todo):
+            self.progress.note(f"{recipe.name}, {group}: {number + 1} of {len(todo)}, {task.name}, seed {task.seed}")
+            self.results.add(self.patiently(functools.partial(self.row, task)))
+
+    def prepare(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
+        """Makes teacher and cache of a group, as far as its tasks need them."""
+        self.teacher(recipe, recipe.groups[group])
+        if any(task.distill for task in todo):
+            self.fill(recipe.groups[group], todo)
+
+    def row(self, task: Task) -> Row:
+        """Runs a task; gives its row."""
+        workspace, config = self.workspace(task.group), task.config
+        record = read_record(workspace.teacher)
+        teacher = {"network": record.network, "sha256": record.sha256, "test_accuracy": record.test_accuracy}
+        run = workspace.runs / task.name
+        if config is None:
+            found = {"test_accuracy": dict.fromkeys(("last", "best"), record.test_accuracy), "seconds": {}}
+            about = {**found, "validation_accuracy": None, "cache": None, "weights_sha256": record.sha256}
+        else:
+            asked = replace(config, name=task.name, device=self.device, data_folder=self._data)
+            result = distill(workspace, asked, self.progress, self.stop, live=task.live)
+            taken = ("network", "parameters", "method", "options", "views", "samples", "epochs", "batch", "cache")
+            scores = ("test_accuracy", "validation_accuracy", "seconds", "weights_sha256")
+            about = {name: result[name] for name in (*taken, *scores)}
+        environment = run / "environment.json"
+        return {
+            "key": task.key,
+            "group": task.group,
+            "seed": task.seed,
+            "config": task.asked,
+            "live": task.live,
+            "teacher": teacher,
+            **about,
+            "analyses": self._analysed(task, workspace, run),
+            "probe": self._probed(task, run) if task.probe else None,
+            "environment": files.read_json(environment, "remove the run") if environment.exists() else None,
+        }
+
+    def _analysed(self, task: Task, workspace: Workspace, run: Path) -> dict[str, Any]:
+        for name in task.analyze:
+            ANALYSES[name](workspace, Asked((run,), device=self.device, data_folder=self._data), self.progress)
+        return {name: [without_none(result) for result in read_results(run, name)] for name in task.analyze}
+
+    def _probed(self, task: Task, run: Path) -> dict[str, Any]:
+        values = Values("probe", task.probe, f"the recipe's [probe] for group {task.group}")
+        asked = replace(probe_config(values, run), seed=task.seed, device=self.device, data_folder=self._data)
+        result = probe(asked, self.progress, self.stop)
+        return {name: result[name] for name in ("data", "kind", "test_accuracy", "validation_accuracy", "seconds")}
+
+    @property
+    def _data(self) -> str | None:
+        return str(self.data.absolute()) if self.data else None
+
+    def teacher(self, recipe: Recipe, group: Group) -> Workspace:
+        """The working folder of a group with its teacher: the one that is there, one that was kept, or a new one."""
+        for before in recipe.chain(group.name):
+            with files.lock(self.folder / before.name / "group.lock", "making the teacher of"):
+                self._teacher(recipe, before)
+        return self.workspace(group.name)
+
+    def _teacher(self, recipe: Recipe, group: Group) -> None:
+        workspace, origin = self.workspace(group.name), origin_of(recipe, group)
+        path = workspace.folder / ORIGIN
+        if path.exists():
+            if (held := files.read_json(path, f"remove {workspace.folder}")) != origin:
+                raise IdentityError(
+                    f"{workspace.folder} holds the teacher of another recipe ({path.name} says {held}, wanted is "
+                    f"{origin}); name another --folder, or remove it"
+                )
+            return
+        place = None if record_path(workspace.teacher).exists() else self.results.kept_teacher(group.name)
+        if place and files.read_json(place / ORIGIN, f"remove {place}") == origin:
+            self.progress.note(f"{group.name}: the teacher that was kept in {place}")
+            copy_teacher(Workspace.open(place), workspace.folder)
+            return
+        self.progress.note(f"{group.name}: teacher")
+        if group.teacher:
+            copy_teacher(self.workspace(group.teacher), workspace.folder)
+        else:
+            if group.after:
+                task = after(group)
+                self.fill(recipe.groups[task.group], [task])
+                self.row(task)
+            initial = self._first_weights(group)
+            config = replace(self.lesson(recipe, group), initial=initial, as_is=group.teach is None)
+            teach(workspace, config, self.progress, self.stop)
+        files.write_json(path, origin)
+        workspace = self.workspace(group.name)
+        if not group.teacher:
+            self.results.keep_teacher(group.name, workspace, read_record(workspace.teacher).sha256)
+
+    def lesson(self, recipe: Recipe, group: Group) -> TeachConfig:
+        """What `teach` is asked for; its first weights are not looked for yet."""
+        where = f"the recipe's [teach] of group {group.name}"
+        config = teach_config(Values("teach", {**teaching(recipe, group), "device": self.device}, where))
+        return replace(config, data_folder=self._data or config.data_folder)
+
+    def _first_weights(self, group: Group) -> str | None:
+        """The file that a group's teacher begins from, or whose weights it takes as they are."""
+        if group.early:
+            return str(self._early(group))
+        if group.after:
+            task = after(group)
+            return str(self.workspace(task.group).runs / task.name / "student.safetensors")
+        named = (group.teach or {}).get("initial")
+        if named and self.weights is None:
+            raise UsageError(f"group {group.name} begins from {named}; name the folder of that file with --weights")
+        return str((self.weights / named).absolute()) if named and self.weights else None
+
+    def _early(self, group: Group) -> Path:
+        """The weights that a group's teacher had after so many epochs of its training."""
+        assert group.early is not None
+        run, epoch = self.workspace(group.before).runs / "teacher", group.early["epoch"]
+        found = [known for known in kept(run) if known.epoch == epoch]
+        if not found:
+            raise UsageError(
+                f"group {group.name} takes the teacher of {group.before} after epoch {epoch}, and {run} kept no such "
+                "weights; keep_weights in its [teach] says of which epochs they are kept"
+            )
+        return run / found[-1].file
+
+    def fill(self, group: Group, todo: Sequence[Task]) -> None:
+        """Adds to the cache of a group what its tasks lack."""
+        workspace = self.workspace(group.name)
+        job = merged(workspace, self.extracting(group), todo, self.progress)
+        known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
+        if known is None or bytes_to_write(job, known):
+            extract(workspace.cache, job, self.progress, self.stop)
+
+    def extracting(self, group: Group) -> ExtractConfig:
+        """What `extract` is asked for, but the methods."""
+        values = Values("extract", group.extract, f"the recipe's [extract] of group {group.name}")
+        return replace(extract_config(values, ""), device=self.device, data_folder=self._data)
+
+    def patiently(self, action: Callable[[], T]) -> T:
+        """What an action gives, which is tried again while another process holds what it needs."""
+        told = False
+        while True:
+            try:
+                return action()
+            except HeldError as error:
+                if not told:
+                    self.progress.note(f"waiting: {error}")
+                told = True
+                if self.stop.requested():
+                    raise self.stop.stopped("while waiting for another process") from None
+                time.sleep(PAUSE)
+
+
+def origin_of(recipe: Recipe, group: Group) -> dict[str, Any]:
+    """What a group's teacher is made of, as plain values: another one is another teacher."""
+    origins = ("teach", "teacher", "early", "after")
+    return {
+        member.name: {name: value for name in origins if (value := getattr(member, name))}
+        for member in recipe.chain(group.name)
+    }
+
+
+def teaching(recipe: Recipe, group: Group) -> dict[str, Any]:
+    """The [teach] of a group; of one that takes weights as they are, on the images of the group they come from."""
+    if group.teach is not None:
+        return dict(group.teach)
+    source = teaching(recipe, recipe.groups[group.before])
+    network = str(group.after["distill"]["student"]) if group.after else source.get("network", "resnet34")
+    taps = {} if group.after else {"taps": source.get("taps", {})}
+    return {**{key: source[key] for key in SHARED if key in source}, **taps, "network": network}
+
+
+def after(group: Group) -> Task:
+    """The student that becomes the teacher of a group."""
+    assert group.after is not None
+    return Task(group.before, group.after["distill"], {}, (), 0)
+
+
+def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], progress: Progress) -> Extraction:
+    """One extract of what all tasks need, of all of their students; of those beside a living teacher only the fits."""
+    asked: dict[str, ExtractConfig] = {}
+    for task in todo:
+        config = task.config
+        if config is not None and config.methods:
+            name = files.canonical([config.student, dict(config.taps), task.live])
+            known = asked.get(name, replace(base, students=(config.student,), taps=config.taps))
+            asked[name] = replace(known, methods=tuple(dict.fromkeys((*known.methods, *config.methods))))
+    jobs = {name: prepare(workspace, config, progress) for name, config in asked.items()}
+    stored = [job for name, job in jobs.items() if not json.loads(name)[2]]
+    stored = stored or [prepare(workspace, replace(base, without=("srm",)), progress)]
+    together = [*stored, *jobs.values()]
+    needed = [target.fit for job in together for target in job.targets if target.fit is not None]
+    return replace(
+        stored[0],
+        targets=tuple(by_key([target for job in stored for target in job.targets]).values()),
+        fits=tuple({fit.key: fit for fit in [*(fit for job in together for fit in job.fits), *needed]}.values()),
+        validated=tuple(dict.fromkeys(key for job in stored for key in job.validated)),
+    )
+
+
+def without_none(value: Any) -> Any:
+    """A plain value without the entries of dictionaries that are None."""
+    if isinstance(value, dict):
+        return {name: without_none(item) for name, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def done(task: Task, rows: Sequence[Row]) -> bool:
+    """Whether a task has a row with all of its analyses."""
+    return any(row["key"] == task.key and set(task.analyze) <= set(row["analyses"]) for row in rows)
+
+
+def check_analyses(recipe: Recipe) -> None:
+    """UsageError for an analysis that a recipe asks for and that there is not."""
+    for name in recipe.analyze:
+        if name not in ANALYSES:
+            raise unknown(f"analysis in recipe {recipe.name}", name, ANALYSES)
+
+
+def _searching(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> bool:
+    found = searched(recipe, cell, rows) if not cell.skip else None
+    return found is not None and found.chosen is None

@@ -1,0 +1,476 @@
+"""Recipes that run, stop, go on and are shared out, on a made-up data set; tables are made of nothing but rows."""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdtool.cache import open_cache
+from kdtool.data import DATASETS
+from kdtool.errors import DamageError, HeldError, IdentityError, Stopped, UsageError
+from kdtool.progress import Silent, StopRequest
+from kdtool.workflows.reproduce import tables, work
+from kdtool.workflows.reproduce.plans import plan
+from kdtool.workflows.reproduce.recipe import Recipe, load
+from kdtool.workflows.reproduce.rows import Results, Row
+from kdtool.workflows.reproduce.tasks import searched, tasks
+from kdtool.workflows.reproduce.work import Work
+from tests.support.made_up import made_up
+from tests.support.stopping import StopAfter
+
+RECIPE = """
+title = "A tiny table"
+about = "Made up."
+seeds = 2
+analyze = ["gram-gap"]
+
+[distill]
+student = "resnet8"
+epochs = 2
+batch = 32
+precision = "float32"
+
+[group.tiny]
+teach = { data = "made_up", network = "resnet8", epochs = 2, batch = 32, views = 2, precision = "float32" }
+extract = { batch = 16 }
+
+[group.tiny-few]
+teacher = "tiny"
+extract = { batch = 16, few_shot = 16 }
+
+[[pair]]
+row = "all"
+group = "tiny"
+
+[[pair]]
+row = "few"
+group = "tiny-few"
+
+[[method]]
+column = "none"
+distill = { method = "none" }
+
+[[method]]
+column = "KD"
+distill = { method = "kd" }
+
+[[method]]
+column = "teacher"
+distill = { method = "teacher" }
+
+[[method]]
+column = "ONE"
+skip = "ONE trains without a fixed teacher"
+"""
+Made = Callable[..., Work]
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "made_up", made_up)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return written(tmp_path, RECIPE)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """A `Work` in folders of the test."""
+
+    def call(folder: str = "work", stop: StopRequest | None = None, share: tuple[int, int] = (1, 1)) -> Work:
+        return Work(tmp_path / folder, Results(tmp_path / "rows", share), Silent(), stop or StopRequest())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Recipe]]:
+    """The folder of a run of `RECIPE` that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "made_up", made_up)
+        found = written(folder, RECIPE)
+        made = Work(folder / "work", Results(folder / "rows"), Silent(), StopRequest())
+        made.run(found, found.cells, found.seeds)
+        yield folder, found
+
+
+def written(folder: Path, text: str) -> Recipe:
+    (folder / "mine.toml").write_text(text)
+    return load(str(folder / "mine.toml"))
+
+
+def all_rows(folder: Path) -> list[Row]:
+    return [row for group in ("tiny", "tiny-few") for row in Results(folder / "rows").rows(group)]
+
+
+def weights(rows: list[Row]) -> dict[str, str]:
+    return {row["key"]: row["weights_sha256"] for row in rows}
+
+
+def test_a_table_shows_what_the_runs_gave(whole: tuple[Path, Recipe]) -> None:
+    folder, recipe = whole
+    found = {(line.row, line.column): line for line in tables.lines(recipe, Results(folder / "rows"))}
+    assert len(found) == 8
+    for row, group in (("all", "tiny"), ("few", "tiny-few")):
+        runs = [json.loads(path.read_text()) for path in (folder / "work" / group / "runs").glob("*kd*/result.json")]
+        accuracies = [run["test_accuracy"]["last"] for run in runs]
+        line = found[row, "KD"]
+        assert (line.seeds, len(runs)) == (2, 2)
+        assert line.mean == pytest.approx(statistics.mean(accuracies), abs=1e-12)
+        assert line.sd == pytest.approx(statistics.stdev(accuracies), abs=1e-12)
+        gaps = [
+            json.loads(path.read_text()) for path in (folder / "work" / group / "runs").glob("*kd*/analysis/*.json")
+        ]
+        before = [result["loss"] for gap in gaps for result in gap["results"] if result["layer"] == "before_fc"]
+        assert line.losses["before_fc"] == pytest.approx(statistics.mean(before), abs=1e-12)
+        teacher = json.loads((folder / "work" / group / "teacher.json").read_text())
+        assert (found[row, "teacher"].mean, found[row, "teacher"].seeds) == (teacher["test_accuracy"], 1)
+        assert found[row, "ONE"].note == "ONE trains without a fixed teacher"
+        assert found[row, "ONE"].mean is None
+
+
+def test_a_row_says_what_it_was_made_of(whole: tuple[Path, Recipe]) -> None:
+    folder, _ = whole
+    for row in all_rows(folder):
+        cache = open_cache(folder / "work" / row["group"] / "cache.zarr")
+        assert row["teacher"]["sha256"] == cache.identity["teacher"]["sha256"]
+        if row["config"]:
+            assert row["cache"]["identity"] == cache.identity_digest
+            assert row["config"]["recipe"]["epochs"] == row["epochs"] == 2
+            assert row["config"]["seed"] == row["seed"]
+            assert {"data", "train", "evaluate", "total"} <= row["seconds"].keys()
+            assert row["environment"]["threads"] >= 1
+
+
+def test_two_groups_with_one_teacher_train_it_once(whole: tuple[Path, Recipe]) -> None:
+    folder, _ = whole
+    assert (folder / "work/tiny/teacher.safetensors").read_bytes() == (
+        folder / "work/tiny-few/teacher.safetensors"
+    ).read_bytes()
+    assert not (folder / "work/tiny-few/runs/teacher").exists()
+    assert len(open_cache(folder / "work/tiny-few/cache.zarr").labels("train")) == 64
+
+
+def test_finished_cells_are_never_run_again(
+    whole: tuple[Path, Recipe], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    before = {path: path.read_bytes() for path in (tmp_path / "rows").rglob("rows.jsonl")}
+
+    def no(*words: object) -> None:
+        raise AssertionError("something was run")
+
+    for name in ("distill", "extract", "teach"):
+        monkeypatch.setattr(work, name, no)
+    made().run(recipe, recipe.cells, recipe.seeds)
+    assert {path: path.read_bytes() for path in (tmp_path / "rows").rglob("rows.jsonl")} == before
+
+
+def test_another_machine_goes_on_with_the_teacher_that_was_kept(
+    whole: tuple[Path, Recipe], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    monkeypatch.delattr(work, "teach")
+    made("elsewhere").run(recipe, recipe.cells, 3)
+    rows = all_rows(tmp_path)
+    assert len({row["teacher"]["sha256"] for row in rows}) == 1
+    assert len(rows) == len(all_rows(folder)) + 4
+    assert weights(all_rows(folder)).items() <= weights(rows).items()
+    assert {line.seeds for line in tables.lines(recipe, Results(tmp_path / "rows"), 3) if line.column == "KD"} == {3}
+
+
+@pytest.mark.parametrize("points", [1, 4, 9, 15, 22])
+def test_a_stopped_run_goes_on_to_the_same_rows(
+    whole: tuple[Path, Recipe], made: Made, recipe: Recipe, tmp_path: Path, points: int
+) -> None:
+    folder, _ = whole
+    with pytest.raises(Stopped):
+        made(stop=StopAfter(points)).run(recipe, recipe.cells[:3], recipe.seeds)
+    made().run(recipe, recipe.cells[:3], recipe.seeds)
+    found = weights(all_rows(tmp_path))
+    assert found == {key: value for key, value in weights(all_rows(folder)).items() if key in found}
+    assert len(found) == 5
+
+
+def test_shares_are_disjoint_and_make_the_whole(
+    whole: tuple[Path, Recipe], made: Made, recipe: Recipe, tmp_path: Path
+) -> None:
+    folder, _ = whole
+    found = []
+    for number in (1, 2, 3):
+        before = set(weights(all_rows(tmp_path)))
+        made(share=(number, 3)).run(recipe, recipe.cells, recipe.seeds)
+        found.append(set(weights(all_rows(tmp_path))) - before)
+    assert sum(map(len, found)) == len(set.union(*found)) == len(all_rows(folder))
+    assert min(map(len, found)) >= 2
+    assert weights(all_rows(tmp_path)) == weights(all_rows(folder))
+
+
+def test_teachers_that_came_out_otherwise_are_not_averaged(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    results = Results(tmp_path / "rows")
+    kd = next(task for task in tasks(recipe, recipe.cells[1], 2, []))
+    row = next(row for row in results.rows("tiny") if row["key"] == kd.key)
+    other = {"network": "resnet8", "sha256": "f" * 64, "test_accuracy": 1.0}
+    results.add({**row, "teacher": other, "test_accuracy": {"last": 0.0, "best": 0.0, "selected": None}})
+    found = [line for line in tables.lines(recipe, results) if (line.row, line.column) == ("all", "KD")]
+    assert [line.seeds for line in found] == [2, 1]
+    assert found[1].mean == 0.0
+    assert found[0].teacher != found[1].teacher == "f" * 12
+    page = tables.markdown(recipe, results)
+    assert f"| all | KD | `{'f' * 12}` | 0.00 | 1 |" in page
+
+
+CHAIN = """
+seeds = 1
+column = "{column}"
+row = "{row}"
+
+[distill]
+student = "resnet8"
+epochs = 2
+batch = 32
+
+[group.first]
+teach = { data = "made_up", network = "resnet14", epochs = 2, batch = 32, views = 2, keep_weights = 1 }
+extract = { batch = 16 }
+
+[group.early]
+early = { group = "first", epoch = 1 }
+extract = { batch = 16 }
+
+[group.after]
+after = { group = "first", distill = { student = "resnet8", method = "kd", epochs = 1, batch = 32 } }
+extract = { batch = 16 }
+
+[[pair]]
+row = "early"
+group = "early"
+
+[[pair]]
+row = "after"
+group = "after"
+
+[[method]]
+column = "KD"
+distill = { method = "kd" }
+"""
+
+
+def test_a_student_and_an_early_checkpoint_become_teachers(tmp_path: Path, made: Made) -> None:
+    recipe = written(tmp_path, CHAIN)
+    made().run(recipe, recipe.cells, 1)
+    first = tmp_path / "work/first"
+    kept = json.loads((first / "runs/teacher/weights/index.json").read_text())["weights"]
+    of = {group: json.loads((tmp_path / f"work/{group}/teacher.json").read_text()) for group in ("early", "after")}
+    assert of["early"]["sha256"] == next(one["sha256"] for one in kept if one["epoch"] == 1)
+    assert of["early"]["network"] == "resnet14"
+    (student,) = first.glob("runs/resnet8-kd*/result.json")
+    assert of["after"]["sha256"] == json.loads(student.read_text())["weights_sha256"]
+    assert of["after"]["network"] == "resnet8"
+    assert [line.seeds for line in tables.lines(recipe, Results(tmp_path / "rows"))] == [1, 1]
+
+
+SEARCH = """
+seeds = 2
+
+[distill]
+student = "resnet8"
+epochs = 2
+batch = 32
+
+[group.held]
+teach = { data = "made_up", network = "resnet8", epochs = 2, batch = 32, views = 2, validation = 16 }
+extract = { batch = 16 }
+
+[[pair]]
+row = "made up"
+group = "held"
+
+[[method]]
+column = "KD"
+search = { weight = [0.0, 0.9], temperature = [1.0, 4.0] }
+distill = { method = "kd", set = { task = 0.1 } }
+"""
+
+
+def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> None:
+    recipe = written(tmp_path, SEARCH)
+    assert [task.seed for task in tasks(recipe, recipe.cells[0], 2, [])] == [0] * 4
+    made().run(recipe, recipe.cells, 2)
+    rows = Results(tmp_path / "rows").rows("held")
+    assert len(rows) == 5  # four points, one of which is the first seed of the cell
+    found = searched(recipe, recipe.cells[0], rows)
+    assert found is not None
+    scores = {row["key"]: row["validation_accuracy"]["best"] for row in rows}
+    best = max(scores[task.key] for task in found.tried)
+    first = next(task for task in found.tried if scores[task.key] == best)
+    assert found.chosen == {name: first.distill["set"][name] for name in ("weight", "temperature")}
+    (line,) = tables.lines(recipe, Results(tmp_path / "rows"))
+    assert (line.seeds, line.chosen) == (2, found.chosen)
+
+
+def test_a_search_needs_a_validation_part(tmp_path: Path, made: Made) -> None:
+    recipe = written(tmp_path, SEARCH.replace(", validation = 16", ""))
+    with pytest.raises(UsageError, match="holds no images out for validation"):
+        made().run(recipe, recipe.cells, 2)
+
+
+def test_the_plan_knows_the_bytes_and_writes_nothing(whole: tuple[Path, Recipe], made: Made, tmp_path: Path) -> None:
+    folder, recipe = whole
+    found = {one.group: one for one in plan(made(), recipe, recipe.cells, 2)}
+    assert not (tmp_path / "work").exists()
+    assert not (tmp_path / "rows").exists()
+    for group in ("tiny", "tiny-few"):
+        chunks = [path for path in (folder / "work" / group / "cache.zarr").rglob("c/**/*") if path.is_file()]
+        assert found[group].bytes == sum(path.stat().st_size for path in chunks)
+        assert (found[group].tasks, found[group].left, found[group].held) == (5, 4, 0)
+        assert found[group].distill_hours > 0 < found[group].live_hours
+    assert found["tiny"].teach_hours > 0 == found["tiny-few"].teach_hours
+    there = Work(folder / "work", Results(folder / "rows"), Silent(), StopRequest())
+    after = {one.group: one for one in plan(there, recipe, recipe.cells, 2)}["tiny"]
+    assert (after.left, after.held, after.distill_hours, after.extract_hours) == (0, found["tiny"].bytes, 0, 0)
+
+
+def test_a_torn_last_row_is_left_out_and_a_damaged_one_told_of(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, _ = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    (path,) = (tmp_path / "rows/tiny").glob("*/rows.jsonl")
+    content = path.read_bytes()
+    count = len(Results(tmp_path / "rows").rows("tiny"))
+    path.write_bytes(content[:-20])
+    results = Results(tmp_path / "rows")
+    held = results.rows("tiny")
+    assert len(held) == count - 1
+    results.add({**held[0], "key": "0" * 64})
+    assert len(results.rows("tiny")) == count
+    path.write_bytes(content.replace(b'"seed":0', b'"seed":7', 1))
+    with pytest.raises(DamageError, match="is damaged"):
+        results.rows("tiny")
+
+
+def test_the_teacher_of_another_recipe_is_not_taken_for_it(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, _ = whole
+    changed = written(
+        tmp_path, RECIPE.replace("epochs = 2, batch = 32, views = 2", "epochs = 3, batch = 32, views = 2")
+    )
+    there = Work(folder / "work", Results(tmp_path / "rows"), Silent(), StopRequest())
+    with pytest.raises(IdentityError, match="the teacher of another recipe"):
+        there.run(changed, changed.cells[:1], 1)
+
+
+def test_what_another_process_holds_is_waited_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "PAUSE", 0.0)
+    tries = iter([HeldError("held"), HeldError("held"), None])
+
+    def action() -> str:
+        if error := next(tries):
+            raise error
+        return "done"
+
+    assert made().patiently(action) == "done"
+    with pytest.raises(Stopped):
+        made(stop=StopAfter(1)).patiently(lambda: (_ for _ in ()).throw(HeldError("held")))
+
+
+Typed = Callable[[str], tuple[int, str, str]]
+
+
+def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) -> None:
+    folder, _ = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    mine, places = folder / "mine.toml", f"--folder {folder / 'work'} --results {tmp_path / 'rows'}"
+    code, out, _ = typed(f"reproduce table {mine} {places} --markdown {tmp_path / 'page.md'}")
+    assert code == 0
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert "\nONE: ONE trains without a fixed teacher\n" in out
+    assert "| all | KD |" in (tmp_path / "page.md").read_text()
+    code, out, _ = typed(f"reproduce table {mine} {places} --json")
+    assert [line["column"] for line in json.loads(out)] == ["none", "KD", "teacher", "ONE"] * 2
+    code, out, _ = typed(f"reproduce run {mine} {places} --only KD --quiet")
+    assert (code, len(all_rows(tmp_path))) == (0, 10)
+    code, out, _ = typed(f"reproduce plan {mine} {places} --quiet")
+    assert code == 0
+    assert "0 of 5 to run" in out
+    code, out, _ = typed(f"reproduce show {mine}")
+    assert code == 0
+    assert "A tiny table" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "text"),
+    [
+        ("reproduce run kda-table-9", 2, "unknown recipe 'kda-table-9'"),
+        ("reproduce run {mine} --share 3/2", 2, "--share is one of several"),
+        ("reproduce run {mine} --share 0/2", 2, "--share is one of several"),
+        ("reproduce run {mine} --share two", 2, "--share is one of several"),
+        ("reproduce run {mine} --only nothing", 2, "no cell of mine has nothing"),
+        ("reproduce run {mine} --seeds 0", 2, "--seeds"),
+        ("reproduce table nowhere/mine.toml", 2, "cannot read nowhere/mine.toml"),
+    ],
+)
+def test_a_mistake_is_told_of_in_one_line(
+    whole: tuple[Path, Recipe], typed: Typed, line: str, code: int, text: str
+) -> None:
+    found, out, error = typed(line.format(mine=whole[0] / "mine.toml"))
+    assert (found, out) == (code, "")
+    assert text in error
+    assert len(error.splitlines()) == 1
+
+
+def test_teachers_that_begin_from_weights_need_their_folder(tmp_path: Path, made: Made) -> None:
+    text = RECIPE.replace(
+        'precision = "float32" }\nextract', 'precision = "float32", initial = "w.safetensors" }\nextract'
+    )
+    recipe = written(tmp_path, text)
+    with pytest.raises(UsageError, match="name the folder of that file with --weights"):
+        made().run(recipe, recipe.cells[:1], 1)
+    with pytest.raises(UsageError, match=r"w\.safetensors"):
+        replace(made("second"), weights=tmp_path).run(recipe, recipe.cells[:1], 1)
+
+
+def test_a_living_teacher_gives_what_the_cache_gives(tmp_path: Path, made: Made) -> None:
+    text = RECIPE.replace("seeds = 2", "seeds = 1").split("[[pair]]", maxsplit=1)[0] + LIVE
+    recipe = written(tmp_path, text.replace("views = 2,", "views = 162,"))
+    made().run(recipe, recipe.cells, 1)
+    found = {row["live"]: row for row in Results(tmp_path / "rows").rows("tiny")}
+    assert found[True]["weights_sha256"] == found[False]["weights_sha256"]
+    assert (found[True]["cache"]["bytes"], found[False]["cache"]["bytes"] > 0) == (0, True)
+    cache = open_cache(tmp_path / "work/tiny/cache.zarr")
+    only = {name for name in cache.contents if name not in ("logits", "before_fc")}
+    assert len(only) == 1  # what FT needs from the cache
+
+
+LIVE = """
+[[pair]]
+row = "all"
+group = "tiny"
+
+[[method]]
+column = "FT"
+distill = { method = "ft", set = { passes = 2 } }
+
+[[method]]
+column = "FT, the teacher living"
+live = true
+distill = { method = "ft", set = { passes = 2 } }
+"""
+
+
+def test_what_only_a_living_teacher_answers_is_not_stored(tmp_path: Path, made: Made) -> None:
+    text = RECIPE.split("[[pair]]", maxsplit=1)[0] + LIVE
+    recipe = written(tmp_path, text)
+    made().run(recipe, recipe.cells[1:], 1)
+    cache = open_cache(tmp_path / "work/tiny/cache.zarr")
+    assert set(cache.contents) == {"logits", "before_fc"}
+    assert any("paraphraser" in name or "ft" in name for name in cache.fits)
