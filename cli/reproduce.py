@@ -136,16 +136,21 @@ def run(
 ) -> None:
     """Run what has no row yet; stop it at any time, and run it again to go on.
 
+    Under torchrun every process takes a share of the cells.
+
     Example: kdtool reproduce run digits
     """
+    from kdtool.engine.ranks import leave
     from kdtool.progress import stoppable
     from kdtool.workflows.reproduce.recipe import load
 
     recipes = [load(name) for name in names]
+    if found := leave():
+        share = share or f"{found[0]}/{found[1]}"
+    kept = _results(folder, results, share)
     with Shown(quiet) as shown, stoppable() as stop:
         waiting = 0
         for recipe in recipes:
-            kept = _results(folder, results, share)
             work = _work(folder, kept, shown, stop, data_folder, weights, device)
             waiting += work.run(recipe, chosen(recipe, only), seeds or recipe.seeds)
     if waiting:

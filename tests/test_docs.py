@@ -17,6 +17,7 @@ from kdtool.cli.main import run
 ROOT = Path(__file__).parents[1]
 README, OWN = ROOT / "README.md", ROOT / "docs" / "own-method.md"
 NETWORKS, ANALYSIS = ROOT / "docs" / "networks-and-data.md", ROOT / "docs" / "analysis.md"
+REPRODUCE = ROOT / "docs" / "reproduce.md"
 SMALLER = {"resnet34": "resnet8", "resnet18": "resnet8", "resnet14": "resnet8", "--views 20": "--views 3"}
 SMALLER |= {"--views 40": "--views 3", "--epochs 8": "--epochs 2"}
 
@@ -54,11 +55,11 @@ def tiny_cifar100(folder: Path) -> None:
 
 
 def test_every_block_is_run() -> None:
-    assert len(blocks()) == 5
+    assert len(blocks()) == 6
     assert all(line.startswith("kdtool ") for block in blocks() for line in block)
 
 
-@pytest.mark.parametrize("numbers", [(0,), (1, 2, 3, 4)], ids=["digits", "cifar100"])
+@pytest.mark.parametrize("numbers", [(0,), (1, 2, 3, 4, 5)], ids=["digits", "cifar100"])
 def test_readme(numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -140,12 +141,29 @@ def test_what_was_transferred(
     exec("\n".join(code), {})
 
 
+def test_a_sweep_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    ((*text,),) = blocks(REPRODUCE, "toml")
+    small = {"resnet14": "resnet8", "epochs = 8": "epochs = 2", "views = 8": "views = 2", "seeds = 3": "seeds = 2"}
+    for typed, tiny in small.items():
+        assert typed in "\n".join(text)
+        text = [line.replace(typed, tiny) for line in text]
+    (tmp_path / "sweep.toml").write_text("\n".join(text))
+    for command in (line for block in blocks(REPRODUCE) for line in block):
+        assert run(shlex.split(command)[1:]) == 0, command
+    page = (tmp_path / "sweep.md").read_text()
+    assert re.search(r"\| alpha 0.04 \| before_fc \| [0-9.]+ ± [0-9.]+ \| 2 \|", page)
+
+
 def config_run(folder: Path) -> str:
     (found,) = [path.name for path in (folder / "runs").glob("*cosine*")]
     return found
 
 
-@pytest.mark.parametrize("page", [README, OWN, NETWORKS, ANALYSIS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, OWN, NETWORKS, ANALYSIS, REPRODUCE], ids=lambda page: page.name)
 def test_files_that_a_page_links_to_exist(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]

@@ -180,3 +180,19 @@ def check_own(device: torch.device) -> None:
 def own_rank() -> int:
     """The number of this process among those that `torchrun` started."""
     return int(os.environ.get("RANK", "0"))
+
+
+def leave() -> tuple[int, int] | None:
+    """Lets a process of a torchrun work for itself, with a CUDA device of its own where there are as many.
+
+    Gives (its number from 1, how many there are); None outside of a torchrun. To be called before anything else.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return None
+    number, local = int(os.environ["RANK"]) + 1, int(os.environ.get("LOCAL_RANK", "0"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    return number, size

@@ -1,6 +1,7 @@
 """Recipes that run, stop, go on and are shared out, on a made-up data set; tables are made of nothing but rows."""
 
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ column = "ONE"
 skip = "ONE trains without a fixed teacher"
 """
 Made = Callable[..., Work]
+Typed = Callable[[str], tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +215,19 @@ def test_shares_are_disjoint_and_make_the_whole(
     assert sum(map(len, found)) == len(set.union(*found)) == len(all_rows(folder))
     assert min(map(len, found)) >= 2
     assert weights(all_rows(tmp_path)) == weights(all_rows(folder))
+
+
+def test_a_process_of_a_torchrun_takes_its_share(
+    whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = whole
+    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
+    line = f"reproduce run {folder / 'mine.toml'} --folder {tmp_path / 'work'} --results {tmp_path / 'rows'} --quiet"
+    assert typed(line)[0] == 0
+    assert "RANK" not in os.environ
+    names = {path.name for path in (tmp_path / "rows").rglob("rows*.jsonl")}
+    assert names == {"rows-2-of-2.jsonl"}
+    assert len(all_rows(tmp_path)) == 4  # of ten
 
 
 def test_teachers_that_came_out_otherwise_are_not_averaged(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
@@ -381,9 +396,6 @@ def test_what_another_process_holds_is_waited_for(made: Made, monkeypatch: pytes
     assert made().patiently(action) == "done"
     with pytest.raises(Stopped):
         made(stop=StopAfter(1)).patiently(lambda: (_ for _ in ()).throw(HeldError("held")))
-
-
-Typed = Callable[[str], tuple[int, str, str]]
 
 
 def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) -> None:
