@@ -78,7 +78,9 @@ def told(cell: "Cell") -> str:
     layers = [word for layer in cell.distill.get("layer", []) for word in ("--layer", layer)]
     added = [word for name in cell.distill.get("with", []) for word in ("--with", name)]
     options = [f"--set {name}={value}" for name, value in cell.distill.get("set", {}).items()]
-    return " ".join([cell.distill.get("student", ""), cell.distill.get("method", ""), *layers, *added, *options])
+    views = [f"--views {cell.distill['views']}"] if "views" in cell.distill else []
+    words = [cell.distill.get("student", ""), cell.distill.get("method", ""), *layers, *added, *options, *views]
+    return " ".join([*words, *(["(living teacher)"] if cell.live else [])])
 
 
 @app.command()
