@@ -12,6 +12,7 @@ from kdtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kdtool.progress import Progress, StopRequest
+    from kdtool.workflows.reproduce.plans import Plan
     from kdtool.workflows.reproduce.recipe import Cell, Recipe
     from kdtool.workflows.reproduce.rows import Results
     from kdtool.workflows.reproduce.work import Work
@@ -113,7 +114,7 @@ def plan(
     if json:
         print_json([asdict(one) for one in found])
         return
-    for one in found:
+    for one in [*found, *([total(found)] if len(found) > 1 else [])]:
         print_line(
             f"{one.group}: {one.left} of {one.tasks} to run\n"
             f"  on this device: teach {hours(one.teach_hours)}, extract {hours(one.extract_hours)}, distill "
@@ -167,6 +168,9 @@ def table(
     results: Kept = None,
     seeds: Seeds = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write plots of the recipe's analyses (.svg, .png or .pdf).")
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Show what came out beside what the paper prints.
@@ -174,6 +178,7 @@ def table(
     Example: kdtool reproduce table digits
     """
     from kdtool import files
+    from kdtool.analysis import figures
     from kdtool.workflows.reproduce import tables
     from kdtool.workflows.reproduce.recipe import load
 
@@ -181,6 +186,12 @@ def table(
     found = tables.lines(recipe, kept, seeds)
     if markdown:
         files.write(markdown, tables.markdown(recipe, kept, seeds).encode())
+    drawn: list[Path] = []
+    if plot:
+        figures.check_ending(plot)
+        for number, analysis in enumerate(recipe.analyze):
+            place = plot.with_stem(f"{plot.stem}-{analysis}") if number else plot
+            drawn += figures.save_all(analysis, tables.analysed(recipe, kept, analysis), place)
     if json:
         print_json([line.plain() for line in found])
         return
@@ -190,10 +201,20 @@ def table(
         shown = [tables.cells(line, tables.layers_of(own)) for line in own]
         print_table(row, ("", *tables.header(own)), [(name, *cells) for name, cells in zip(named, shown, strict=True)])
         for line in own:
-            if line.note not in ("", tables.NOT_RUN):
-                print_line(f"{line.column}: {line.note}")
-    if markdown:
-        print_line(f"wrote {markdown}")
+            if text := tables.remark(line):
+                print_line(f"{line.column}: {text}")
+    for path in [*([markdown] if markdown else []), *drawn]:
+        print_line(f"wrote {path}")
+
+
+def total(plans: Sequence["Plan"]) -> "Plan":
+    """All groups together."""
+    from dataclasses import fields
+
+    from kdtool.workflows.reproduce.plans import Plan
+
+    sums = {field.name: sum(getattr(one, field.name) for one in plans) for field in fields(Plan)[2:]}
+    return Plan("in all", "", **sums)
 
 
 def hours(value: float) -> str:

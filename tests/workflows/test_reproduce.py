@@ -331,6 +331,7 @@ def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> 
     best = max(scores[task.key] for task in found.tried)
     first = next(task for task in found.tried if scores[task.key] == best)
     assert found.chosen == {name: first.distill["set"][name] for name in ("weight", "temperature")}
+    assert "\nmade up, KD: searched: weight = " in tables.markdown(recipe, Results(tmp_path / "rows"))
     (line,) = tables.lines(recipe, Results(tmp_path / "rows"))
     assert (line.seeds, line.chosen) == (2, found.chosen)
 
@@ -407,13 +408,18 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert "\nONE: ONE trains without a fixed teacher\n" in out
     assert "| all | KD |" in (tmp_path / "page.md").read_text()
+    pytest.importorskip("matplotlib")
+    code, out, _ = typed(f"reproduce table {mine} {places} --plot {tmp_path / 'gap.svg'}")
+    assert (code, out.splitlines()[-1]) == (0, f"wrote {tmp_path / 'gap.svg'}")
+    assert "few, KD" in (tmp_path / "gap.svg").read_text()
     code, out, _ = typed(f"reproduce table {mine} {places} --json")
     assert [line["column"] for line in json.loads(out)] == ["none", "KD", "teacher", "ONE"] * 2
     code, out, _ = typed(f"reproduce run {mine} {places} --only KD --quiet")
     assert (code, len(all_rows(tmp_path))) == (0, 10)
     code, out, _ = typed(f"reproduce plan {mine} {places} --quiet")
     assert code == 0
-    assert "0 of 5 to run" in out
+    assert "tiny: 0 of 5 to run" in out
+    assert "in all: 0 of 10 to run" in out
     code, out, _ = typed(f"reproduce show {mine}")
     assert code == 0
     assert "A tiny table" in out

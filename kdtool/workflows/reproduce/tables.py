@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kdtool.analysis.kept import Result
 from kdtool.workflows.reproduce.recipe import Cell, Recipe
 from kdtool.workflows.reproduce.rows import DIGITS, Results, Row
 from kdtool.workflows.reproduce.tasks import searched, tasks
@@ -97,6 +98,20 @@ def _line(
     )
 
 
+def analysed(recipe: Recipe, results: Results, analysis: str) -> list[Result]:
+    """What an analysis said of the first seed of every cell, under the cell's name: for a plot of all."""
+    found = []
+    rows_alike = len({cell.row for cell in recipe.cells}) == 1
+    columns_alike = len({cell.column for cell in recipe.cells}) == 1
+    for cell in recipe.cells:
+        own = results.rows(cell.group) if cell.group else []
+        keys = {task.key for task in tasks(recipe, cell, 1, own)}
+        name = cell.column if rows_alike else cell.row if columns_alike else f"{cell.row}, {cell.column}"
+        for row in [row for row in own if row["key"] in keys][:1]:
+            found += [{**result, "run": name} for result in row["analyses"].get(analysis, ())]
+    return found
+
+
 def score(recipe: Recipe, cell: Cell, row: Row) -> float:
     """The number of a row that the table shows: of the probe where there is one, as an error where the paper does."""
     of = row["probe"] if row["probe"] else row
@@ -131,6 +146,13 @@ def cells(line: Line, layers: Sequence[str]) -> list[str]:
     return [ours, str(line.seeds or ""), number(line.printed, line.printed_sd), difference, *losses]
 
 
+def remark(line: Line) -> str:
+    """What is to be said of a line beside its numbers: why there are none, or what a search chose."""
+    if line.chosen:
+        return "searched: " + ", ".join(f"{name} = {value}" for name, value in line.chosen.items())
+    return "" if line.note == NOT_RUN else line.note
+
+
 def layers_of(found: Sequence[Line]) -> list[str]:
     """The layers of which there are losses."""
     return list(dict.fromkeys(layer for line in found for layer in line.losses))
@@ -157,7 +179,7 @@ def markdown(recipe: Recipe, results: Results, seeds: int | None = None) -> str:
     for line in found:
         named = [line.row, line.column, *([f"`{line.teacher}`"] if mixed(found) else [])]
         page.append(f"| {' | '.join([*named, *cells(line, layers_of(found))])} |")
-    page += [f"\n{line.row}, {line.column}: {line.note}." for line in found if line.note not in ("", NOT_RUN)]
+    page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
     return "\n".join(page) + "\n"
 
 

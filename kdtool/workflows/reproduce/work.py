@@ -148,7 +148,7 @@ class Work:
     def _analysed(self, task: Task, workspace: Workspace, run: Path) -> dict[str, Any]:
         for name in task.analyze:
             ANALYSES[name](workspace, Asked((run,), device=self.device, data_folder=self._data), self.progress)
-        return {name: [without_none(result) for result in read_results(run, name)] for name in task.analyze}
+        return {name: read_results(run, name) for name in task.analyze}
 
     def _probed(self, task: Task, run: Path) -> dict[str, Any]:
         values = Values("probe", task.probe, f"the recipe's [probe] for group {task.group}")
@@ -301,13 +301,6 @@ def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], prog
         fits=tuple({fit.key: fit for fit in [*(fit for job in together for fit in job.fits), *needed]}.values()),
         validated=tuple(dict.fromkeys(key for job in stored for key in job.validated)),
     )
-
-
-def without_none(value: Any) -> Any:
-    """A plain value without the entries of dictionaries that are None."""
-    if isinstance(value, dict):
-        return {name: without_none(item) for name, item in value.items() if item is not None}
-    return [without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def done(task: Task, rows: Sequence[Row]) -> bool:
