@@ -1,5 +1,6 @@
 """`kdtool bench`: what the stages cost on this machine."""
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kdtool.workflows.bench import Figure
+
+BUSY = 0.5  # of the cores: a load from which on figures suffer
 
 Parts = Annotated[
     list[str] | None,
@@ -43,8 +46,13 @@ def bench(
     if not json:
         print_line(about(machine))
     found: list[Figure] = []
+    load = os.getloadavg()[0]
     for name in names:
         with Shown(quiet) as shown:
+            if not found and load > BUSY * machine["cores"]:
+                shown.note(
+                    f"this machine is busy (load {load:.1f} on {machine['cores']} cores): figures will tell of it"
+                )
             shown.note(f"measuring {PARTS[name]}")
             figures = list(measure([name], place, numbers, full))
         found += figures

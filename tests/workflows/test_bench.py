@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -244,7 +245,8 @@ def test_a_made_up_workspace_is_ready_for_an_extract(tmp_path: Path) -> None:
     assert made_up.dataset(21, 5, 10).digest != data.digest
 
 
-def test_the_command_prints_a_table(tiny: None, typed: Typed) -> None:
+def test_the_command_prints_a_table(tiny: None, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     code, out, err = typed("bench kernels --device cpu --precision float32")
     assert code == 0
     assert err == f"measuring {PARTS['kernels']}\n"
@@ -255,6 +257,13 @@ def test_the_command_prints_a_table(tiny: None, typed: Typed) -> None:
     assert len(lines) == 9
     assert re.search(r"at least 4\.00 +(yes|no)", lines[5])
     assert max(map(len, lines[1:])) <= 80
+
+
+def test_a_busy_machine_is_told_of(tiny: None, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (64.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    _, _, err = typed("bench kernels --device cpu --precision float32")
+    assert err.splitlines()[0] == "this machine is busy (load 64.0 on 64 cores): figures will tell of it"
 
 
 def test_the_command_as_json(tiny: None, typed: Typed) -> None:
