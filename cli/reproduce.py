@@ -65,23 +65,34 @@ def show(name: Name, json: o.Json = False) -> None:
         print_json(asdict(recipe))
         return
     print_line(f"{recipe.title}\n\n{recipe.about.strip()}\n")
+    said = {id(cell): words(cell) for cell in recipe.cells}
+    students = [said[id(cell)] for cell in recipe.cells if cell.distill and not cell.skip]
+    every = [word for word in students[0] if all(word in found for found in students)] if students else []
+    if every:
+        print_line(f"every student: {' '.join(every)}\n")
     for group in recipe.groups.values():
-        print_line(f"{group.name}: {group.about.strip()}")
-    rows = [(cell.row, cell.column, cell.group, told(cell)) for cell in recipe.cells]
-    print_line("")
-    print_table("", ("row", "column", "group", "student"), rows)
+        print_line(f"{group.name}: {group.about.strip()}\n")
+        own = [cell for cell in recipe.cells if cell.group == group.name]
+        rows = [(cell.row, cell.column, " ".join(x for x in said[id(cell)] if x not in every)) for cell in own]
+        if own:
+            print_table("", ("row", "column", "student"), rows)
+            print_line("")
 
 
-def told(cell: "Cell") -> str:
-    """A cell's student in the words of `kdtool distill`."""
+def words(cell: "Cell") -> list[str]:
+    """A cell in the words of `kdtool distill`, an option and its value being one of them."""
     if cell.skip or not cell.distill:
-        return cell.skip or "teacher"
-    layers = [word for layer in cell.distill.get("layer", []) for word in ("--layer", layer)]
-    added = [word for name in cell.distill.get("with", []) for word in ("--with", name)]
-    options = [f"--set {name}={value}" for name, value in cell.distill.get("set", {}).items()]
-    views = [f"--views {cell.distill['views']}"] if "views" in cell.distill else []
-    words = [cell.distill.get("student", ""), cell.distill.get("method", ""), *layers, *added, *options, *views]
-    return " ".join([*words, *(["(living teacher)"] if cell.live else [])])
+        return [cell.skip or "teacher"]
+    found = [str(cell.distill[name]) for name in ("student", "method") if name in cell.distill]
+    for name, value in cell.distill.items():
+        option = f"--{name.replace('taps', 'tap').replace('_', '-')}"
+        if isinstance(value, dict):
+            found += [f"{option} {key}={item}" for key, item in value.items()]
+        elif isinstance(value, list):
+            found += [f"{option} {item}" for item in value]
+        elif name not in ("student", "method"):
+            found.append(f"{option} {value}")
+    return [*found, *(["beside the living teacher"] if cell.live else [])]
 
 
 @app.command()
