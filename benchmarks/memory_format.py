@@ -1,6 +1,6 @@
 """What the order of maps in memory does to students: nothing beyond the noise of seeds, or it would show here.
 
-    python benchmarks/memory_format.py WORK [--seeds 10]
+    python benchmarks/memory_format.py WORK [--seeds 20]
 
 Channels-last memory changes the last bits of every convolution, so trainings with one seed drift apart. One teacher and
 one cache on `digits`; then students of every seed and method in both formats, by the library calls of `kdtool
@@ -90,7 +90,7 @@ def main() -> None:
     """Trains what is missing and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=20)
     asked = parser.parse_args()
     known = environment(device.choose_device("cpu"), device.choose_precision("auto", torch.device("cpu")))
     machine = f"{known['device']}, {known['threads']} threads, torch {known['torch']}, {known['precision']}"
