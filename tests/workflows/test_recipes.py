@@ -21,8 +21,8 @@ from kdtool.targets import Facts, Shapes
 from kdtool.workflows.reproduce import recipe as recipes
 from kdtool.workflows.reproduce.printed import Printed, printed
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
-from kdtool.workflows.reproduce.tasks import Task, with_options
-from kdtool.workflows.reproduce.work import check_analyses, teaching
+from kdtool.workflows.reproduce.tasks import Task, basis_of, with_options
+from kdtool.workflows.reproduce.work import check, teaching
 
 TORCHVISION = importlib.util.find_spec("torchvision") is not None
 NAMES = recipes.names()
@@ -96,7 +96,7 @@ def test_a_recipe_says_what_is_chosen(name: str) -> None:
     recipe = load(name)
     assert recipe.title != name
     assert "hosen" in recipe.about
-    check_analyses(recipe)
+    check(recipe)
 
 
 @pytest.mark.parametrize("name", sorted(members()))
@@ -213,8 +213,9 @@ SHARED = (
 def test_tables_share_the_students_that_they_have_in_common(places: tuple[tuple[str, str], ...]) -> None:
     keys = set()
     for name, place in places:
-        cell = next(cell for cell in load(name).cells if place in f"{cell.row} {cell.column}")
-        keys.add(Task(cell.group, cell.distill, {}, (), 0).key)
+        recipe = load(name)
+        cell = next(cell for cell in recipe.cells if place in f"{cell.row} {cell.column}")
+        keys.add(Task(cell.group, basis_of(recipe, cell.group), cell.distill, {}, (), 0).key)
     assert len(keys) == 1
 
 

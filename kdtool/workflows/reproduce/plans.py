@@ -26,7 +26,7 @@ from kdtool.engine.workspace import write_teacher
 from kdtool.models import create
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.tasks import Task, tasks
-from kdtool.workflows.reproduce.work import Work, done, merged
+from kdtool.workflows.reproduce.work import Work, check, done, merged
 
 BATCH, ROUNDS = 64, 3  # of the timed steps
 HOUR = 3600.0
@@ -54,6 +54,7 @@ class Plan:
 
 def plan(work: Work, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Plan]:
     """A plan for each group of the cells."""
+    check(recipe)
     names = dict.fromkeys(cell.group for cell in cells if not cell.skip)
     return [_plan(work, recipe, recipe.groups[name], [c for c in cells if c.group == name], seeds) for name in names]
 

@@ -9,6 +9,7 @@ commands' configuration files. docs/reproduce.md describes the format. Left out:
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from kdtool.workflows.reproduce.printed import Printed, table
 
 Table = Mapping[str, Any]
 
+NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 REPORTS = ("last", "selected")  # which test accuracy a table shows: after the last epoch, or where validation is best
 
 
@@ -83,6 +85,18 @@ class Recipe:
     paper: str = ""
     table: str = ""
 
+    def root(self, name: str) -> str:
+        """The group that a group has its teacher in common with and that made it."""
+        group = self.groups[name]
+        return self.root(group.teacher) if group.teacher else name
+
+    def basis(self, name: str) -> dict[str, Any]:
+        """What a group's teacher is made of, as plain values: another one is another teacher."""
+        origins = ("teach", "teacher", "early", "after")
+        return {
+            group.name: {key: value for key in origins if (value := getattr(group, key))} for group in self.chain(name)
+        }
+
     def chain(self, name: str) -> Iterator[Group]:
         """A group and those that its teacher comes from, the first one first."""
         if self.groups[name].before:
@@ -112,6 +126,8 @@ def _packaged(name: str) -> dict[str, Any]:
     text = resources.files("kdtool.workflows").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
+
+PLACES = ("seed", "run", "cache", "device", "data_folder", "weights")  # where and how often, which a recipe leaves open
 
 _RECIPE = {
     "title": str,
@@ -145,6 +161,8 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
         title: _group(title, values, f"{source}: group {title}")
         for title, values in {**_packaged("groups"), **found.get("group", {})}.items()
     }
+    if not all(isinstance(name, str) for name in found.get("analyze", ())):
+        raise UsageError(f"{source}: analyze is {found['analyze']!r}; a list of texts is expected")
     report = found.get("report", "last")
     if report not in REPORTS:
         raise unknown(f"report in {source}", report, REPORTS)
@@ -158,7 +176,7 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
     for cell in cells:
         if not cell.skip and cell.group not in groups:
             raise unknown(f"group in {source}", cell.group, groups)
-    used = {cell.group for cell in cells if cell.group}
+    used = {cell.group for cell in cells if cell.group in groups}
     for group in groups.values():
         _check_origin(group, groups, source)
     recipe = Recipe(
@@ -179,6 +197,10 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
 
 def _group(name: str, values: dict[str, Any], source: str) -> Group:
     _check({name: values}, {name: dict}, source)
+    if not NAME.fullmatch(name) or name in (".", "..", "results"):
+        raise UsageError(
+            f"{source}: a group's name is a folder's, of at most 100 letters, digits and -_., and not {name!r}"
+        )
     _check(values, _GROUP, source)
     for key, kinds in _ORIGINS.items():
         if key in values:
@@ -235,6 +257,8 @@ def _labels(part: dict[str, Any], source: str) -> dict[str, str]:
         lists = part.get(key, {})
         _check({key: lists}, {key: dict}, source)
         _check(lists, dict.fromkeys(lists, list), f"{source}: {key}")
+        if empty := [name for name, values in lists.items() if not values]:
+            raise UsageError(f"{source}: {key} of {empty[0]} is an empty list")
     for key, text in found.items():
         if not isinstance(text, str):
             raise unknown(f"key in {source}", key, (*_CELL, "only"))
@@ -249,6 +273,9 @@ def _cell(place: tuple[str, str], parts: list[dict[str, Any]], printed: Printed 
         _check(own, _CELL, source)
         for key, value in own.items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    for key in PLACES:
+        if key in {**values.get("distill", {}), **values.get("probe", {})}:
+            raise UsageError(f"{source}: {key} is for `kdtool reproduce run` to say, not for a recipe")
     if values.get("distill", {}).get("method") == "teacher":
         values["distill"] = {}
     values["search"] = {key: tuple(tried) for key, tried in values.get("search", {}).items()}

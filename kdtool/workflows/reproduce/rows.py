@@ -8,7 +8,6 @@ once, when all of it is known, and a finished cell is never computed again. Left
 (tables).
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,16 @@ SMALL = 4 * 2**20  # bytes of a teacher's weights that are kept with the rows
 DIGITS = 12  # of a SHA-256, in the name of a folder
 ORIGIN = "group.json"  # of what a group's teacher is made
 
-_ROW = {"key": str, "group": str, "teacher": {"sha256": str, "network": str}, "seed": int, "test_accuracy": dict}
+_ROW: dict[str, Any] = {
+    "key": str,
+    "group": str,
+    "seed": int,
+    "config": dict,
+    "analyses": dict,
+    "seconds": dict,
+    "teacher": {"sha256": str, "network": str, "test_accuracy": float},
+    "test_accuracy": {"last": float},
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,16 @@ class Results:
         return "rows.jsonl" if count == 1 else f"rows-{number}-of-{count}.jsonl"
 
     def rows(self, group: str) -> list[Row]:
-        """The rows of a group, of all teachers and shares; of equal ones the first. DamageError for a bad line."""
+        """The rows of a group, of all teachers and shares; of equal ones that with most analyses. DamageError for a
+        bad line.
+        """
         found: dict[tuple[str, str], Row] = {}
         for path in sorted((self.folder / group).glob("*/rows*.jsonl")):
             for row in read_lines(path, f"restore {path}, or remove that line: its cell is computed again")[0]:
                 files.check_fields(row, _ROW, f"a row of {path}", f"restore {path}")
-                found.setdefault((row["teacher"]["sha256"], row["key"]), row)
+                name = (row["teacher"]["sha256"], row["key"])
+                if name not in found or len(row["analyses"]) > len(found[name]["analyses"]):
+                    found[name] = row
         return list(found.values())
 
     def add(self, row: Row) -> None:
@@ -74,25 +86,22 @@ class Results:
             return
         copy_teacher(workspace, place)
 
-    def kept_teacher(self, group: str) -> Path | None:
-        """The folder of the kept teacher of a group, of several the one with most rows."""
+    def kept_teacher(self, group: str, origin: dict[str, Any]) -> Path | None:
+        """The folder of a kept teacher of this origin, of several the one with most rows."""
         held = sorted((self.folder / group).glob(f"*/teacher/{ORIGIN}"))
-        counts = {path.parent: sum(1 for row in self.rows(group) if _of(row, path)) for path in held}
-        return max(counts, key=lambda place: counts[place], default=None)
+        fitting = [path.parent for path in held if files.read_json(path, f"remove {path.parent}") == origin]
+        hashes = [str(row["teacher"]["sha256"])[:DIGITS] for row in self.rows(group)]
+        return max(fitting, key=lambda place: hashes.count(place.parent.name), default=None)
 
     def _place(self, group: str, digest: str) -> Path:
         return self.folder / group / digest[:DIGITS]
-
-
-def _of(row: Row, path: Path) -> bool:
-    return str(row["teacher"]["sha256"]).startswith(path.parent.parent.name)
 
 
 def copy_teacher(source: Workspace, place: Path) -> None:
     """Copies a teacher's files, last of all the record of what it is made of."""
     with files.explained(place):
         place.mkdir(parents=True, exist_ok=True)
-        for path in (source.teacher, split_path(source.teacher), record_path(source.teacher)):
-            shutil.copyfile(path, place / path.name)
+    for path in (source.teacher, split_path(source.teacher), record_path(source.teacher)):
+        files.write(place / path.name, path.read_bytes())
     for name in ("kdtool.toml", ORIGIN):
         files.write(place / name, (source.folder / name).read_bytes())

@@ -21,10 +21,12 @@ ERROR, NOT_RUN = "top-1 error %", "not run"
 
 @dataclass(frozen=True)
 class Line:
-    """A cell as it came out. mean, sd: over `seeds` runs, in the unit of the printed number, else in percent.
+    """A cell as it came out.
 
-    sd: of the sample, None of one run. printed, printed_sd: the paper's; difference: ours less the paper's. losses:
-    layer -> mean kernel transfer loss of the students. chosen: options that a search found. note: why there is nothing.
+    group: the one that made its teacher; teacher: the beginning of its SHA-256. mean, sd: over `seeds` runs, in the
+    unit of the printed number, else in percent. sd: of the sample, None of one run. printed, printed_sd: the paper's;
+    difference: ours less the paper's. losses: layer -> mean kernel transfer loss of the students. chosen: options that
+    a search found. note: why there is nothing.
     """
 
     row: str
@@ -84,7 +86,7 @@ def _line(
     return Line(
         row=cell.row,
         column=cell.column,
-        group=cell.group,
+        group=recipe.root(cell.group) if cell.group else "",
         teacher=teacher[:DIGITS],
         seeds=len(values),
         mean=mean,
@@ -178,7 +180,8 @@ def markdown(recipe: Recipe, results: Results, seeds: int | None = None) -> str:
     page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
     for line in found:
         named = [line.row, line.column, *([f"`{line.teacher}`"] if mixed(found) else [])]
-        page.append(f"| {' | '.join([*named, *cells(line, layers_of(found))])} |")
+        shown = [text.replace("|", "\\|") for text in [*named, *cells(line, layers_of(found))]]
+        page.append(f"| {' | '.join(shown)} |")
     page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
     return "\n".join(page) + "\n"
 

@@ -15,20 +15,19 @@ from kdtool import files
 from kdtool.engine.configuration import Values, distill_config
 from kdtool.engine.distill import DistillConfig
 from kdtool.errors import UsageError
-from kdtool.workflows.reproduce.recipe import Cell, Recipe, Table
+from kdtool.workflows.reproduce.recipe import PLACES, Cell, Recipe, Table
 from kdtool.workflows.reproduce.rows import Row
-
-PLACES = ("device", "data_folder", "run", "cache", "precision")  # keys that say where and how, not what
 
 
 @dataclass(frozen=True)
 class Task:
     """One training, and what is measured of it. distill: empty for the teacher itself; probe: empty for none.
 
-    live: the teacher answers in every step.
+    basis: digest of what the group's teacher and cache are made of. live: the teacher answers in every step.
     """
 
     group: str
+    basis: str
     distill: Table
     probe: Table
     analyze: tuple[str, ...]
@@ -55,7 +54,13 @@ class Task:
     @property
     def key(self) -> str:
         """The digest of what is asked for; analyses add to a row and make no other one."""
-        asked = {"group": self.group, "distill": self.asked, "probe": dict(self.probe), "seed": self.seed}
+        asked = {
+            "group": self.group,
+            "basis": self.basis,
+            "distill": self.asked,
+            "probe": dict(self.probe),
+            "seed": self.seed,
+        }
         return files.digest({**asked, **({"live": True} if self.live else {})})
 
     @property
@@ -84,7 +89,13 @@ def tasks(recipe: Recipe, cell: Cell, seeds: int, rows: Sequence[Row]) -> list[T
     distill = with_options(cell.distill, found.chosen) if found and found.chosen else cell.distill
     count = seeds if cell.distill or cell.probe else 1
     analyze = recipe.analyze if cell.distill else ()
-    return [Task(cell.group, distill, cell.probe, analyze, seed, cell.live) for seed in range(count)]
+    basis = basis_of(recipe, cell.group)
+    return [Task(cell.group, basis, distill, cell.probe, analyze, seed, cell.live) for seed in range(count)]
+
+
+def basis_of(recipe: Recipe, group: str) -> str:
+    """The digest of what a group's teacher and cache are made of."""
+    return files.digest({"teacher": recipe.basis(group), "extract": dict(recipe.groups[group].extract)})
 
 
 def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None:
@@ -95,7 +106,8 @@ def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None
     if not cell.search:
         return None
     grid = [dict(zip(cell.search, point, strict=True)) for point in itertools.product(*cell.search.values())]
-    tried = tuple(Task(cell.group, with_options(cell.distill, point), {}, (), 0, cell.live) for point in grid)
+    basis = basis_of(recipe, cell.group)
+    tried = tuple(Task(cell.group, basis, with_options(cell.distill, point), {}, (), 0, cell.live) for point in grid)
     held = {row["key"]: row for row in rows}
     there = [held.get(task.key) for task in tried]
     for row in there:

@@ -33,11 +33,13 @@ from kdtool.engine.sizes import bytes_to_write
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import open_teacher_cache, read_record, record_path
 from kdtool.errors import HeldError, IdentityError, UsageError, unknown
+from kdtool.models import check_name
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import by_key
+from kdtool.workflows.plan import refuse_other
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import ORIGIN, Results, Row, copy_teacher
-from kdtool.workflows.reproduce.tasks import Task, searched, share_of, tasks
+from kdtool.workflows.reproduce.tasks import Task, basis_of, searched, share_of, tasks
 
 T = TypeVar("T")
 PAUSE = 2.0  # seconds between two looks at what another process holds
@@ -80,12 +82,13 @@ class Work:
 
     def run(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> int:
         """Runs what has no row yet; gives the number of cells that wait for the search of another share."""
-        check_analyses(recipe)
+        check(recipe)
         with self.results.writing():
             for group in dict.fromkeys(cell.group for cell in cells if not cell.skip):
                 chosen = [cell for cell in cells if cell.group == group and not cell.skip]
-                while todo := self._todo(recipe, chosen, seeds):
-                    self._run_all(recipe, group, todo)
+                for _ in ("searches", "cells"):
+                    if todo := self._todo(recipe, chosen, seeds):
+                        self._run_all(recipe, group, todo)
         return sum(1 for cell in cells if _searching(recipe, cell, self.rows(recipe, cell.group)))
 
     def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
@@ -108,6 +111,8 @@ class Work:
         todo = [task for task in todo if not done(task, self.rows(recipe, group))]
         for number, task in enumerate(todo):
             self.progress.note(f"{recipe.name}, {group}: {number + 1} of {len(todo)}, {task.name}, seed {task.seed}")
+            if self.stop.requested():
+                raise self.stop.stopped(f"before {task.name}")
             self.results.add(self.patiently(functools.partial(self.row, task)))
 
     def prepare(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
@@ -168,7 +173,7 @@ class Work:
         return self.workspace(group.name)
 
     def _teacher(self, recipe: Recipe, group: Group) -> None:
-        workspace, origin = self.workspace(group.name), origin_of(recipe, group)
+        workspace, origin = self.workspace(group.name), recipe.basis(group.name)
         path = workspace.folder / ORIGIN
         if path.exists():
             if (held := files.read_json(path, f"remove {workspace.folder}")) != origin:
@@ -176,9 +181,10 @@ class Work:
                     f"{workspace.folder} holds the teacher of another recipe ({path.name} says {held}, wanted is "
                     f"{origin}); name another --folder, or remove it"
                 )
+            self._keep(group)
             return
-        place = None if record_path(workspace.teacher).exists() else self.results.kept_teacher(group.name)
-        if place and files.read_json(place / ORIGIN, f"remove {place}") == origin:
+        place, record = self.results.kept_teacher(group.name, origin), record_path(workspace.teacher)
+        if place and (not record.exists() or same_file(record, place / record.name)):
             self.progress.note(f"{group.name}: the teacher that was kept in {place}")
             copy_teacher(Workspace.open(place), workspace.folder)
             return
@@ -187,15 +193,19 @@ class Work:
             copy_teacher(self.workspace(group.teacher), workspace.folder)
         else:
             if group.after:
-                task = after(group)
+                task = after(recipe, group)
                 self.fill(recipe.groups[task.group], [task])
                 self.row(task)
-            initial = self._first_weights(group)
+            initial = self._first_weights(recipe, group)
             config = replace(self.lesson(recipe, group), initial=initial, as_is=group.teach is None)
             teach(workspace, config, self.progress, self.stop)
         files.write_json(path, origin)
+        self._keep(group)
+
+    def _keep(self, group: Group) -> None:
+        """Keeps a small teacher with the rows, once for all groups that share it."""
         workspace = self.workspace(group.name)
-        if not group.teacher:
+        if not group.teacher and workspace.teacher.exists():
             self.results.keep_teacher(group.name, workspace, read_record(workspace.teacher).sha256)
 
     def lesson(self, recipe: Recipe, group: Group) -> TeachConfig:
@@ -204,12 +214,12 @@ class Work:
         config = teach_config(Values("teach", {**teaching(recipe, group), "device": self.device}, where))
         return replace(config, data_folder=self._data or config.data_folder)
 
-    def _first_weights(self, group: Group) -> str | None:
+    def _first_weights(self, recipe: Recipe, group: Group) -> str | None:
         """The file that a group's teacher begins from, or whose weights it takes as they are."""
         if group.early:
             return str(self._early(group))
         if group.after:
-            task = after(group)
+            task = after(recipe, group)
             return str(self.workspace(task.group).runs / task.name / "student.safetensors")
         named = (group.teach or {}).get("initial")
         if named and self.weights is None:
@@ -233,6 +243,8 @@ class Work:
         workspace = self.workspace(group.name)
         job = merged(workspace, self.extracting(group), todo, self.progress)
         known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
+        if known is not None:
+            refuse_other(known, job)
         if known is None or bytes_to_write(job, known):
             extract(workspace.cache, job, self.progress, self.stop)
 
@@ -256,15 +268,6 @@ class Work:
                 time.sleep(PAUSE)
 
 
-def origin_of(recipe: Recipe, group: Group) -> dict[str, Any]:
-    """What a group's teacher is made of, as plain values: another one is another teacher."""
-    origins = ("teach", "teacher", "early", "after")
-    return {
-        member.name: {name: value for name in origins if (value := getattr(member, name))}
-        for member in recipe.chain(group.name)
-    }
-
-
 def teaching(recipe: Recipe, group: Group) -> dict[str, Any]:
     """The [teach] of a group; of one that takes weights as they are, on the images of the group they come from."""
     if group.teach is not None:
@@ -275,10 +278,15 @@ def teaching(recipe: Recipe, group: Group) -> dict[str, Any]:
     return {**{key: source[key] for key in SHARED if key in source}, **taps, "network": network}
 
 
-def after(group: Group) -> Task:
+def after(recipe: Recipe, group: Group) -> Task:
     """The student that becomes the teacher of a group."""
     assert group.after is not None
-    return Task(group.before, group.after["distill"], {}, (), 0)
+    return Task(group.before, basis_of(recipe, group.before), group.after["distill"], {}, (), 0)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two files hold the same."""
+    return one.read_bytes() == other.read_bytes()
 
 
 def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], progress: Progress) -> Extraction:
@@ -308,11 +316,25 @@ def done(task: Task, rows: Sequence[Row]) -> bool:
     return any(row["key"] == task.key and set(task.analyze) <= set(row["analyses"]) for row in rows)
 
 
-def check_analyses(recipe: Recipe) -> None:
-    """UsageError for an analysis that a recipe asks for and that there is not."""
+def check(recipe: Recipe) -> None:
+    """Refuses everything that can be told to be wrong before the first network is trained."""
     for name in recipe.analyze:
         if name not in ANALYSES:
             raise unknown(f"analysis in recipe {recipe.name}", name, ANALYSES)
+    for group in recipe.groups.values():
+        found = teach_config(Values("teach", teaching(recipe, group), f"[teach] of group {group.name}"))
+        extract_config(Values("extract", group.extract, f"[extract] of group {group.name}"), "")
+        asked = [after(recipe, group)] if group.after else []
+        names = {found.network, *(task.config.student for task in asked if task.config)}
+        for name in names:
+            check_name(name)
+    for cell in recipe.cells:
+        search = searched(recipe, cell, []) if not cell.skip else None
+        for task in [*tasks(recipe, cell, 1, []), *(search.tried if search else ())]:
+            if task.config:
+                check_name(task.config.student)
+            if task.probe:
+                probe_config(Values("probe", task.probe, f"[probe] of group {task.group}"), Path())
 
 
 def _searching(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> bool:
