@@ -1,8 +1,8 @@
 """`kdtool reproduce`: the tables of the papers, and one's own, from recipes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from kdtool.errors import UsageError
 if TYPE_CHECKING:
     from kdtool.progress import Progress, StopRequest
     from kdtool.workflows.reproduce.plans import Plan
-    from kdtool.workflows.reproduce.recipe import Cell, Recipe
+    from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
     from kdtool.workflows.reproduce.rows import Results
     from kdtool.workflows.reproduce.work import Work
 
@@ -64,35 +64,66 @@ def show(name: Name, json: o.Json = False) -> None:
     if json:
         print_json(asdict(recipe))
         return
-    print_line(f"{recipe.title}\n\n{recipe.about.strip()}\n")
+    number = "the last epoch" if recipe.report == "last" else "the epoch that is best on validation"
+    print_line(f"{recipe.title}\n\n{wrapped(recipe.about)}\n")
+    print_line(f"seeds: {recipe.seeds}; accuracy after {number}")
     said = {id(cell): words(cell) for cell in recipe.cells}
     students = [said[id(cell)] for cell in recipe.cells if cell.distill and not cell.skip]
     every = [word for word in students[0] if all(word in found for found in students)] if students else []
     if every:
-        print_line(f"every student: {' '.join(every)}\n")
-    for group in recipe.groups.values():
-        print_line(f"{group.name}: {group.about.strip()}\n")
-        own = [cell for cell in recipe.cells if cell.group == group.name]
+        print_line(f"every student: {' '.join(every)}")
+    for name in dict.fromkeys([*recipe.groups, *(cell.group for cell in recipe.cells)]):
+        group = recipe.groups.get(name)
+        if group:
+            print_line(f"\n{wrapped(f'{name}: {group.about}')}")
+            print_line("".join(f"  {part}: {' '.join(found)}\n" for part, found in origin(group).items()))
+        own = [cell for cell in recipe.cells if cell.group == name]
         rows = [(cell.row, cell.column, " ".join(x for x in said[id(cell)] if x not in every)) for cell in own]
         if own:
             print_table("", ("row", "column", "student"), rows)
-            print_line("")
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs in lines that fit the terminal."""
+    import shutil
+    import textwrap
+
+    width = min(shutil.get_terminal_size().columns, 100)
+    return "\n\n".join(textwrap.fill(part, width) for part in text.strip().split("\n\n"))
+
+
+def origin(group: "Group") -> dict[str, list[str]]:
+    """Where a group's teacher comes from and what is extracted, in the words of the commands."""
+    table: Mapping[str, Any]
+    found = {"the teacher of": [group.teacher]} if group.teacher else {}
+    for name in ("teach", "early", "after", "extract"):
+        if table := getattr(group, name):
+            found[name] = [word for key, value in table.items() for word in option(key, value)]
+    return found
 
 
 def words(cell: "Cell") -> list[str]:
     """A cell in the words of `kdtool distill`, an option and its value being one of them."""
-    if cell.skip or not cell.distill:
-        return [cell.skip or "teacher"]
+    if cell.skip:
+        return [cell.skip]
+    if not cell.distill and not cell.probe:
+        return ["teacher"]
     found = [str(cell.distill[name]) for name in ("student", "method") if name in cell.distill]
     for name, value in cell.distill.items():
-        option = f"--{name.replace('taps', 'tap').replace('_', '-')}"
-        if isinstance(value, dict):
-            found += [f"{option} {key}={item}" for key, item in value.items()]
-        elif isinstance(value, list):
-            found += [f"{option} {item}" for item in value]
-        elif name not in ("student", "method"):
-            found.append(f"{option} {value}")
+        found += option(name, value) if name not in ("student", "method") else []
+    for name, tried in cell.search.items():
+        found.append(f"--set {name}={' or '.join(map(str, tried))}")
+    for name, value in cell.probe.items():
+        found += [f"probe {word}" for word in option(name, value)]
     return [*found, *(["beside the living teacher"] if cell.live else [])]
+
+
+def option(name: str, value: Any) -> list[str]:
+    """A key of a configuration as options of a command line."""
+    flag = f"--{name.replace('taps', 'tap').replace('_', '-')}"
+    if isinstance(value, dict):
+        return [f"{flag} {key}={item}" for key, item in value.items()]
+    return [f"{flag} {item}" for item in value] if isinstance(value, list) else [f"{flag} {value}"]
 
 
 @app.command()
@@ -237,11 +268,16 @@ def hours(value: float) -> str:
 
 def chosen(recipe: "Recipe", only: Sequence[str] | None) -> list["Cell"]:
     """The cells with one of some texts in their row or column."""
-    found = [c for c in recipe.cells if not only or any(text in (c.row, c.column) for text in only)]
-    found = found or [c for c in recipe.cells if any(text in f"{c.row} / {c.column}" for text in only or ())]
-    if not found:
-        raise UsageError(f"no cell of {recipe.name} has {' or '.join(only or ())} in its row or column")
-    return found
+    if not recipe.cells:
+        raise UsageError(f"{recipe.name} has no cells")
+    found: dict[int, Cell] = {}
+    for text in only or [""]:
+        own = [cell for cell in recipe.cells if text in (cell.row, cell.column)]
+        own = own or [cell for cell in recipe.cells if text in f"{cell.row} / {cell.column}"]
+        if not own:
+            raise UsageError(f"no cell of {recipe.name} has {text!r} in its row or column")
+        found |= {id(cell): cell for cell in own}
+    return [cell for cell in recipe.cells if id(cell) in found]
 
 
 def _results(folder: Path, results: Path | None, share: str | None = None) -> "Results":

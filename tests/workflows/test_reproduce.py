@@ -157,7 +157,7 @@ def test_two_groups_with_one_teacher_train_it_once(whole: tuple[Path, Recipe]) -
     assert (folder / "work/tiny/teacher.safetensors").read_bytes() == (
         folder / "work/tiny-few/teacher.safetensors"
     ).read_bytes()
-    assert not (folder / "work/tiny-few/runs/teacher").exists()
+    assert not (folder / "work/tiny-few/runs/teacher/config.toml").exists()
     assert len(open_cache(folder / "work/tiny-few/cache.zarr").labels("train")) == 64
 
 
@@ -295,6 +295,12 @@ def test_a_student_and_an_early_checkpoint_become_teachers(tmp_path: Path, made:
     assert of["after"]["sha256"] == json.loads(student.read_text())["weights_sha256"]
     assert of["after"]["network"] == "resnet8"
     assert [line.seeds for line in tables.lines(recipe, Results(tmp_path / "rows"))] == [1, 1]
+    found = {one.group: one for one in plan(made("other"), recipe, recipe.cells, 1)}
+    assert {name: (one.tasks, one.bytes > 0) for name, one in found.items()} == {
+        "first": (1, True),  # the student that becomes a teacher
+        "early": (1, True),
+        "after": (1, True),
+    }
 
 
 SEARCH = """
@@ -332,9 +338,12 @@ def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> 
     best = max(scores[task.key] for task in found.tried)
     first = next(task for task in found.tried if scores[task.key] == best)
     assert found.chosen == {name: first.distill["set"][name] for name in ("weight", "temperature")}
-    assert "\nmade up, KD: searched: weight = " in tables.markdown(recipe, Results(tmp_path / "rows"))
+    assert "\nmade up, KD: searched on the validation part: weight = " in tables.markdown(
+        recipe, Results(tmp_path / "rows")
+    )
     (line,) = tables.lines(recipe, Results(tmp_path / "rows"))
     assert (line.seeds, line.chosen) == (2, found.chosen)
+    assert [score for _, score in line.tried] == [scores[task.key] for task in found.tried]
 
 
 def test_a_search_needs_a_validation_part(tmp_path: Path, made: Made) -> None:
@@ -523,7 +532,7 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
         ("reproduce run {mine} --share 3/2", 2, "--share is one of several"),
         ("reproduce run {mine} --share 0/2", 2, "--share is one of several"),
         ("reproduce run {mine} --share two", 2, "--share is one of several"),
-        ("reproduce run {mine} --only nothing", 2, "no cell of mine has nothing"),
+        ("reproduce run {mine} --only nothing", 2, "no cell of mine has 'nothing'"),
         ("reproduce run {mine} --seeds 0", 2, "--seeds"),
         ("reproduce table nowhere/mine.toml", 2, "cannot read nowhere/mine.toml"),
     ],
@@ -546,6 +555,27 @@ def test_teachers_that_begin_from_weights_need_their_folder(tmp_path: Path, made
         made().run(recipe, recipe.cells[:1], 1)
     with pytest.raises(UsageError, match=r"w\.safetensors"):
         replace(made("second"), weights=tmp_path).run(recipe, recipe.cells[:1], 1)
+
+
+def test_a_copied_teacher_can_be_probed(tmp_path: Path, made: Made) -> None:
+    text = RECIPE.split("[[pair]]", maxsplit=1)[0] + PROBED
+    recipe = written(tmp_path, text)
+    made().run(recipe, recipe.cells, 1)
+    (line,) = tables.lines(recipe, Results(tmp_path / "rows"))
+    (path,) = (tmp_path / "work/tiny-few/runs/teacher").glob("probe*/result.json")
+    assert line.mean == json.loads(path.read_text())["test_accuracy"]["last"]
+
+
+PROBED = """
+[[pair]]
+row = "few"
+group = "tiny-few"
+probe = { data = "made_up", epochs = 1, batch = 32 }
+
+[[method]]
+column = "teacher"
+distill = { method = "teacher" }
+"""
 
 
 def test_a_living_teacher_gives_what_the_cache_gives(tmp_path: Path, made: Made) -> None:

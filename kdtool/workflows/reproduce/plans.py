@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from kdtool.engine.teach import TeachConfig, about, defaults, read_lesson
 from kdtool.engine.workspace import write_teacher
 from kdtool.models import create
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
-from kdtool.workflows.reproduce.tasks import Task, tasks
-from kdtool.workflows.reproduce.work import Work, check, done, merged
+from kdtool.workflows.reproduce.rows import Row
+from kdtool.workflows.reproduce.tasks import Task, wanted
+from kdtool.workflows.reproduce.work import Work, after, check, done, merged
 
 BATCH, ROUNDS = 64, 3  # of the timed steps
 HOUR = 3600.0
@@ -53,25 +54,31 @@ class Plan:
 
 
 def plan(work: Work, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Plan]:
-    """A plan for each group of the cells."""
+    """A plan for each group of the cells, and for those that their teachers come from."""
     check(recipe)
-    names = dict.fromkeys(cell.group for cell in cells if not cell.skip)
-    return [_plan(work, recipe, recipe.groups[name], [c for c in cells if c.group == name], seeds) for name in names]
+    groups = {group.name: group for cell in cells if not cell.skip for group in recipe.chain(cell.group)}
+    found = []
+    for name, group in groups.items():
+        rows = work.rows(recipe, name)
+        todo = wanted(recipe, [cell for cell in cells if cell.group == name], seeds, rows)
+        needed = [after(recipe, other) for other in groups.values() if other.after and other.before == name]
+        found.append(_plan(work, recipe, group, {**todo, **{task.key: task for task in needed}}, rows))
+    return found
 
 
-def _plan(work: Work, recipe: Recipe, group: Group, cells: Sequence[Cell], seeds: int) -> Plan:
-    rows = work.rows(recipe, group.name)
-    wanted = {task.key: task for cell in cells if not cell.skip for task in tasks(recipe, cell, seeds, rows)}
-    todo = [task for task in wanted.values() if not done(task, rows)]
+def _plan(work: Work, recipe: Recipe, group: Group, tasks: Mapping[str, Task], rows: Sequence[Row]) -> Plan:
+    todo = [task for task in tasks.values() if task.config and not done(task, rows)]
     cached = [task for task in todo if task.config and task.config.methods and not task.live]
     lesson = work.lesson(recipe, group)
     with tempfile.TemporaryDirectory() as folder:
         workspace, teach_epochs = work.workspace(group.name), 0
         if not workspace.teacher.exists():
-            workspace, teach_epochs = untrained(lesson, Path(folder), work), lesson.recipe.epochs if group.teach else 0
-        job = merged(workspace, work.extracting(group), list(wanted.values()), work.progress)
+            kept = work.results.kept_teacher(group.name, recipe.basis(group.name))
+            teach_epochs = lesson.recipe.epochs if group.teach and not kept else 0
+            workspace = untrained(lesson, Path(folder), work)
+        job = merged(workspace, work.extracting(group), list(tasks.values()), work.progress)
         known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
-        stored = sizes.rows(job, known, sizes.fit_results(job, known))
+        stored = sizes.rows(job, known, sizes.fit_results(job, known)) if tasks else []
     size, unwritten = (sum(row[name] for row in stored) for name in ("bytes", "bytes_to_write"))
     images = job.layout.samples["train"] / HOUR
     clock = Clock(choose_device(work.device), job.layout.classes, tuple(job.identity["data"]["image_shape"]))
@@ -79,8 +86,8 @@ def _plan(work: Work, recipe: Recipe, group: Group, cells: Sequence[Cell], seeds
     return Plan(
         group=group.name,
         teacher=lesson.network,
-        tasks=len(wanted),
-        left=sum(1 for task in todo if task.config),
+        tasks=len(tasks),
+        left=len(todo),
         teach_hours=teach_epochs * images * clock.step(lesson.network) if teach_epochs else 0.0,
         extract_hours=job.views * images * answer * (unwritten / size if size else 0.0),
         distill_hours=sum(epochs([task]) * images * clock.step(task.config.student) for task in todo if task.config)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
         table=number,
     )
     needed = {group.name: group for title in sorted(used) for group in recipe.chain(title)}
-    return Recipe(**{**vars(recipe), "groups": needed})
+    return replace(recipe, groups=needed)
 
 
 def _group(name: str, values: dict[str, Any], source: str) -> Group:

@@ -24,6 +24,7 @@ Row = dict[str, Any]
 SMALL = 4 * 2**20  # bytes of a teacher's weights that are kept with the rows
 DIGITS = 12  # of a SHA-256, in the name of a folder
 ORIGIN = "group.json"  # of what a group's teacher is made
+RESULT = "runs/teacher/result.json"  # which probes of a teacher read
 
 _ROW: dict[str, Any] = {
     "key": str,
@@ -101,7 +102,8 @@ def copy_teacher(source: Workspace, place: Path) -> None:
     """Copies a teacher's files, last of all the record of what it is made of."""
     with files.explained(place):
         place.mkdir(parents=True, exist_ok=True)
-    for path in (source.teacher, split_path(source.teacher), record_path(source.teacher)):
-        files.write(place / path.name, path.read_bytes())
-    for name in ("kdtool.toml", ORIGIN):
-        files.write(place / name, (source.folder / name).read_bytes())
+        (place / RESULT).parent.mkdir(parents=True, exist_ok=True)
+    teacher = (source.teacher, split_path(source.teacher), record_path(source.teacher))
+    for name in (*(path.name for path in teacher), "kdtool.toml", RESULT, ORIGIN):
+        if (source.folder / name).exists():
+            files.write(place / name, (source.folder / name).read_bytes())

@@ -14,7 +14,7 @@ from typing import Any
 from kdtool.analysis.kept import Result
 from kdtool.workflows.reproduce.recipe import Cell, Recipe
 from kdtool.workflows.reproduce.rows import DIGITS, Results, Row
-from kdtool.workflows.reproduce.tasks import searched, tasks
+from kdtool.workflows.reproduce.tasks import Searched, searched, wanted
 
 ERROR, NOT_RUN = "top-1 error %", "not run"
 
@@ -26,7 +26,7 @@ class Line:
     group: the one that made its teacher; teacher: the beginning of its SHA-256. mean, sd: over `seeds` runs, in the
     unit of the printed number, else in percent. sd: of the sample, None of one run. printed, printed_sd: the paper's;
     difference: ours less the paper's. losses: layer -> mean kernel transfer loss of the students. chosen: options that
-    a search found. note: why there is nothing.
+    a search found; tried: all of its options with their accuracy on the validation part. note: why there is nothing.
     """
 
     row: str
@@ -41,6 +41,7 @@ class Line:
     difference: float | None
     losses: Mapping[str, float] = field(default_factory=dict)
     chosen: Mapping[str, Any] | None = None
+    tried: tuple[tuple[Mapping[str, Any], float], ...] = ()
     note: str = ""
 
     def plain(self) -> dict[str, Any]:
@@ -64,11 +65,11 @@ def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int) -> Itera
     for teacher in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
         own = [row for row in rows if row["teacher"]["sha256"] == teacher]
         search = searched(recipe, cell, own)
-        keys = {task.key for task in tasks(recipe, cell, seeds, own)}
+        keys = wanted(recipe, [cell], seeds, own)
         found = [row for row in own if row["key"] in keys]
         if found and (search is None or search.chosen is not None):
             count += 1
-            yield _line(recipe, cell, teacher, found, search.chosen if search else None)
+            yield _line(recipe, cell, teacher, found, search)
     if not count:
         yield _line(recipe, cell, "", [], note=NOT_RUN)
 
@@ -78,7 +79,7 @@ def _line(
     cell: Cell,
     teacher: str,
     rows: Sequence[Row],
-    chosen: Mapping[str, Any] | None = None,
+    search: Searched | None = None,
     note: str = "",
 ) -> Line:
     values = [score(recipe, cell, row) for row in rows]
@@ -95,7 +96,8 @@ def _line(
         printed_sd=paper.sd if paper else None,
         difference=mean - paper.mean if paper and mean is not None else None,
         losses=_losses(rows),
-        chosen=chosen,
+        chosen=search.chosen if search else None,
+        tried=tuple((dict(options), score) for options, score in search.scores) if search else (),
         note=note,
     )
 
@@ -107,7 +109,7 @@ def analysed(recipe: Recipe, results: Results, analysis: str) -> list[Result]:
     columns_alike = len({cell.column for cell in recipe.cells}) == 1
     for cell in recipe.cells:
         own = results.rows(cell.group) if cell.group else []
-        keys = {task.key for task in tasks(recipe, cell, 1, own)}
+        keys = wanted(recipe, [cell], 1, own)
         name = cell.column if rows_alike else cell.row if columns_alike else f"{cell.row}, {cell.column}"
         for row in [row for row in own if row["key"] in keys][:1]:
             found += [{**result, "run": name} for result in row["analyses"].get(analysis, ())]
@@ -151,8 +153,13 @@ def cells(line: Line, layers: Sequence[str]) -> list[str]:
 def remark(line: Line) -> str:
     """What is to be said of a line beside its numbers: why there are none, or what a search chose."""
     if line.chosen:
-        return "searched: " + ", ".join(f"{name} = {value}" for name, value in line.chosen.items())
+        tried = "; ".join(f"{_options(options)}: {score:.2f} %" for options, score in line.tried)
+        return f"searched on the validation part: {_options(line.chosen)}, of {tried}"
     return "" if line.note == NOT_RUN else line.note
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in options.items())
 
 
 def layers_of(found: Sequence[Line]) -> list[str]:

@@ -73,10 +73,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Searched:
-    """A cell whose options are searched: what is tried, and what has been chosen; None where rows are missing."""
+    """A cell whose options are searched.
+
+    tried: its tasks; chosen: the options that are best, None where rows are missing; scores: options and accuracy in
+    percent on the validation part.
+    """
 
     tried: tuple[Task, ...]
     chosen: Mapping[str, Any] | None
+    scores: tuple[tuple[Mapping[str, Any], float], ...] = ()
 
 
 def tasks(recipe: Recipe, cell: Cell, seeds: int, rows: Sequence[Row]) -> list[Task]:
@@ -119,7 +124,12 @@ def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None
     if None in there:
         return Searched(tried, None)
     scores = [row["validation_accuracy"]["best"] for row in there if row]
-    return Searched(tried, grid[scores.index(max(scores))])
+    return Searched(tried, grid[scores.index(max(scores))], tuple(zip(grid, scores, strict=True)))
+
+
+def wanted(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row]) -> dict[str, Task]:
+    """The tasks of several cells by their keys, each once."""
+    return {task.key: task for cell in cells for task in tasks(recipe, cell, seeds, rows)}
 
 
 def with_options(distill: Table, options: Mapping[str, Any]) -> Table:

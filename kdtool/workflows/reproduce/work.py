@@ -8,7 +8,6 @@ what the tasks are (tasks), where rows lie (rows).
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from kdtool.targets import by_key
 from kdtool.workflows.plan import refuse_other
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import ORIGIN, Results, Row, copy_teacher
-from kdtool.workflows.reproduce.tasks import Task, basis_of, searched, share_of, tasks
+from kdtool.workflows.reproduce.tasks import Task, basis_of, searched, share_of, tasks, wanted
 
 T = TypeVar("T")
 PAUSE = 2.0  # seconds between two looks at what another process holds
@@ -94,8 +93,8 @@ class Work:
     def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
         """This share's tasks that have no row, each once."""
         rows = self.rows(recipe, cells[0].group)
-        wanted = {task.key: task for cell in cells for task in tasks(recipe, cell, seeds, rows)}
-        return [task for task in share_of(list(wanted.values()), self.results.share) if not done(task, rows)]
+        own = share_of(list(wanted(recipe, cells, seeds, rows).values()), self.results.share)
+        return [task for task in own if not done(task, rows)]
 
     def rows(self, recipe: Recipe, group: str) -> list[Row]:
         """The rows of a group's teacher, as far as it is known here; else of all of its teachers."""
@@ -291,15 +290,15 @@ def same_file(one: Path, other: Path) -> bool:
 
 def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], progress: Progress) -> Extraction:
     """One extract of what all tasks need, of all of their students; of those beside a living teacher only the fits."""
-    asked: dict[str, ExtractConfig] = {}
+    asked: dict[tuple[str, bool], ExtractConfig] = {}
     for task in todo:
         config = task.config
         if config is not None and config.methods:
-            name = files.canonical([config.student, dict(config.taps), task.live])
+            name = (files.canonical([config.student, dict(config.taps)]), task.live)
             known = asked.get(name, replace(base, students=(config.student,), taps=config.taps))
             asked[name] = replace(known, methods=tuple(dict.fromkeys((*known.methods, *config.methods))))
     jobs = {name: prepare(workspace, config, progress) for name, config in asked.items()}
-    stored = [job for name, job in jobs.items() if not json.loads(name)[2]]
+    stored = [job for (_, live), job in jobs.items() if not live]
     stored = stored or [prepare(workspace, replace(base, without=("srm",)), progress)]
     together = [*stored, *jobs.values()]
     needed = [target.fit for job in together for target in job.targets if target.fit is not None]
