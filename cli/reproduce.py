@@ -52,7 +52,9 @@ def list_(json: o.Json = False) -> None:
 
 @app.command()
 def show(name: Name, json: o.Json = False) -> None:
-    """Show a recipe: its cells, and what is the paper's and what is chosen.
+    """Show what a recipe runs, and what of it is chosen.
+
+    What the paper says, what its code says, and what was chosen where a number is lost.
 
     Example: kdtool reproduce show kda-table-2
     """
@@ -179,9 +181,9 @@ def run(
     device: o.Device = None,
     quiet: o.Quiet = False,
 ) -> None:
-    """Run what has no row yet; stop it at any time, and run it again to go on.
+    """Run what has no row yet; it may be stopped at any time.
 
-    Under torchrun every process takes a share of the cells.
+    Run again, it goes on. Under torchrun every process takes a share of the cells.
 
     Example: kdtool reproduce run digits
     """
