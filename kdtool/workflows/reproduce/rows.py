@@ -80,12 +80,12 @@ class Results:
         with files.lock(self.folder / f"{self.name}.lock", "writing rows in"):
             yield
 
-    def keep_teacher(self, group: str, workspace: Workspace, digest: str) -> None:
+    def keep_teacher(self, group: str, workspace: Workspace, digest: str, origin: dict[str, Any]) -> None:
         """Keeps a small teacher with the rows."""
         place = self._place(group, digest) / "teacher"
         if workspace.teacher.stat().st_size > SMALL or (place / ORIGIN).exists():
             return
-        copy_teacher(workspace, place)
+        copy_teacher(workspace, place, origin)
 
     def kept_teacher(self, group: str, origin: dict[str, Any]) -> Path | None:
         """The folder of a kept teacher of this origin, of several the one with most rows."""
@@ -98,12 +98,13 @@ class Results:
         return self.folder / group / digest[:DIGITS]
 
 
-def copy_teacher(source: Workspace, place: Path) -> None:
-    """Copies a teacher's files, last of all the record of what it is made of."""
+def copy_teacher(source: Workspace, place: Path, origin: dict[str, Any]) -> None:
+    """Copies a teacher's files, and writes last of all what it is made of."""
     with files.explained(place):
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).parent.mkdir(parents=True, exist_ok=True)
     teacher = (source.teacher, split_path(source.teacher), record_path(source.teacher))
-    for name in (*(path.name for path in teacher), "kdtool.toml", RESULT, ORIGIN):
+    for name in (*(path.name for path in teacher), "kdtool.toml", RESULT):
         if (source.folder / name).exists():
             files.write(place / name, (source.folder / name).read_bytes())
+    files.write_json(place / ORIGIN, origin)

@@ -22,7 +22,7 @@ from kdtool.analysis.pairs import Asked
 from kdtool.analysis.probe import probe, probe_config
 from kdtool.cache.journal import holds_cache
 from kdtool.engine.configuration import Values, extract_config, teach_config
-from kdtool.engine.distill import distill
+from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
@@ -30,7 +30,7 @@ from kdtool.engine.keeping import kept
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.sizes import bytes_to_write
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.workspace import open_teacher_cache, read_record, record_path
+from kdtool.engine.workspace import TeacherRecord, open_teacher_cache, read_record, record_path
 from kdtool.errors import HeldError, IdentityError, UsageError, unknown
 from kdtool.models import check_name
 from kdtool.progress import Progress, StopRequest
@@ -122,19 +122,8 @@ class Work:
 
     def row(self, task: Task) -> Row:
         """Runs a task; gives its row."""
-        workspace, config = self.workspace(task.group), task.config
-        record = read_record(workspace.teacher)
-        teacher = {"network": record.network, "sha256": record.sha256, "test_accuracy": record.test_accuracy}
-        run = workspace.runs / task.name
-        if config is None:
-            found = {"test_accuracy": dict.fromkeys(("last", "best"), record.test_accuracy), "seconds": {}}
-            about = {**found, "validation_accuracy": None, "cache": None, "weights_sha256": record.sha256}
-        else:
-            asked = replace(config, name=task.name, device=self.device, data_folder=self._data)
-            result = distill(workspace, asked, self.progress, self.stop, live=task.live)
-            taken = ("network", "parameters", "method", "options", "views", "samples", "epochs", "batch", "cache")
-            scores = ("test_accuracy", "validation_accuracy", "seconds", "weights_sha256")
-            about = {name: result[name] for name in (*taken, *scores)}
+        workspace = self.workspace(task.group)
+        record, run = read_record(workspace.teacher), workspace.runs / task.name
         environment = run / "environment.json"
         return {
             "key": task.key,
@@ -142,12 +131,20 @@ class Work:
             "seed": task.seed,
             "config": task.asked,
             "live": task.live,
-            "teacher": teacher,
-            **about,
+            "teacher": {name: getattr(record, name) for name in ("network", "sha256", "test_accuracy")},
+            **(self._trained(task, task.config) if task.config else of_teacher(record)),
             "analyses": self._analysed(task, workspace, run),
             "probe": self._probed(task, run) if task.probe else None,
             "environment": files.read_json(environment, "remove the run") if environment.exists() else None,
         }
+
+    def _trained(self, task: Task, config: DistillConfig) -> dict[str, Any]:
+        """What a row says of a student."""
+        asked = replace(config, name=task.name, device=self.device, data_folder=self._data)
+        result = distill(self.workspace(task.group), asked, self.progress, self.stop, live=task.live)
+        taken = ("network", "parameters", "method", "options", "views", "samples", "epochs", "batch", "cache")
+        scores = ("test_accuracy", "validation_accuracy", "seconds", "weights_sha256")
+        return {name: result[name] for name in (*taken, *scores)}
 
     def _analysed(self, task: Task, workspace: Workspace, run: Path) -> dict[str, Any]:
         for name in task.analyze:
@@ -172,6 +169,7 @@ class Work:
         return self.workspace(group.name)
 
     def _teacher(self, recipe: Recipe, group: Group) -> None:
+        """Sees to it that the teacher is there; the record of its origin is written last."""
         workspace, origin = self.workspace(group.name), recipe.basis(group.name)
         path = workspace.folder / ORIGIN
         if path.exists():
@@ -180,32 +178,39 @@ class Work:
                     f"{workspace.folder} holds the teacher of another recipe ({path.name} says {held}, wanted is "
                     f"{origin}); name another --folder, or remove it"
                 )
-            self._keep(group)
-            return
-        place, record = self.results.kept_teacher(group.name, origin), record_path(workspace.teacher)
-        if place and (not record.exists() or same_file(record, place / record.name)):
+        elif place := self._kept(group, origin):
             self.progress.note(f"{group.name}: the teacher that was kept in {place}")
-            copy_teacher(Workspace.open(place), workspace.folder)
-            return
-        self.progress.note(f"{group.name}: teacher")
-        if group.teacher:
-            copy_teacher(self.workspace(group.teacher), workspace.folder)
+            copy_teacher(Workspace.open(place), workspace.folder, origin)
         else:
-            if group.after:
-                task = after(recipe, group)
-                self.fill(recipe.groups[task.group], [task])
-                self.row(task)
-            initial = self._first_weights(recipe, group)
-            config = replace(self.lesson(recipe, group), initial=initial, as_is=group.teach is None)
-            teach(workspace, config, self.progress, self.stop)
-        files.write_json(path, origin)
-        self._keep(group)
+            self.progress.note(f"{group.name}: teacher")
+            self._make_teacher(recipe, group, origin)
+        self._keep(group, origin)
 
-    def _keep(self, group: Group) -> None:
+    def _kept(self, group: Group, origin: dict[str, Any]) -> Path | None:
+        """The folder of the teacher that lies with the rows, unless another one is here already."""
+        place, record = self.results.kept_teacher(group.name, origin), record_path(self.workspace(group.name).teacher)
+        return place if place and (not record.exists() or same_file(record, place / record.name)) else None
+
+    def _make_teacher(self, recipe: Recipe, group: Group, origin: dict[str, Any]) -> None:
+        folder = self.folder / group.name
+        if group.teacher:
+            copy_teacher(self.workspace(group.teacher), folder, origin)
+            return
+        if group.after:
+            task = after(recipe, group)
+            self.fill(recipe.groups[task.group], [task])
+            self.row(task)
+        config = replace(
+            self.lesson(recipe, group), initial=self._first_weights(recipe, group), as_is=group.teach is None
+        )
+        teach(Workspace.open(folder), config, self.progress, self.stop)
+        files.write_json(folder / ORIGIN, origin)
+
+    def _keep(self, group: Group, origin: dict[str, Any]) -> None:
         """Keeps a small teacher with the rows, once for all groups that share it."""
         workspace = self.workspace(group.name)
         if not group.teacher and workspace.teacher.exists():
-            self.results.keep_teacher(group.name, workspace, read_record(workspace.teacher).sha256)
+            self.results.keep_teacher(group.name, workspace, read_record(workspace.teacher).sha256, origin)
 
     def lesson(self, recipe: Recipe, group: Group) -> TeachConfig:
         """What `teach` is asked for; its first weights are not looked for yet."""
@@ -281,6 +286,17 @@ def after(recipe: Recipe, group: Group) -> Task:
     """The student that becomes the teacher of a group."""
     assert group.after is not None
     return Task(group.before, basis_of(recipe, group.before), group.after["distill"], {}, (), 0)
+
+
+def of_teacher(record: TeacherRecord) -> dict[str, Any]:
+    """What the row of a teacher says in place of what it says of a student."""
+    return {
+        "test_accuracy": dict.fromkeys(("last", "best"), record.test_accuracy),
+        "validation_accuracy": None,
+        "seconds": {},
+        "cache": None,
+        "weights_sha256": record.sha256,
+    }
 
 
 def same_file(one: Path, other: Path) -> bool:
