@@ -239,10 +239,12 @@ def table(
     if json:
         print_json([line.plain() for line in found])
         return
+    mixed = tables.mixed(found)
     for row in dict.fromkeys(line.row for line in found):
         own = [line for line in found if line.row == row]
-        named = [f"{line.column} ({line.teacher})" if tables.mixed(found) else line.column for line in own]
-        shown = [tables.cells(line, tables.layers_of(own)) for line in own]
+        layers = tables.layers_of(own)
+        named = [f"{line.column} ({line.teacher})" if mixed else line.column for line in own]
+        shown = [tables.cells(line, layers) for line in own]
         print_table(row, ("", *tables.header(own)), [(name, *cells) for name, cells in zip(named, shown, strict=True)])
         for line in own:
             if text := tables.remark(line):

@@ -25,10 +25,6 @@ from kdtool.methods import METHODS, method
 from kdtool.methods.protocol import Method
 
 RECIPE = ("epochs", "batch", "learning_rate", "weight_decay", "optimizer", "schedule")  # fields with a flag
-PROBE = (
-    *("data", "data_folder", "stage", "whole", "batchnorm", "validation", "few_shot", "image_size", "crop", "seed"),
-    *("device", "precision", *RECIPE),
-)
 
 # command -> what it may be told
 KEYS: dict[str, tuple[str, ...]] = {
@@ -45,7 +41,10 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("student", "method", "with", "layer", "set", "taps", "recipe", "views", "seed", "device", "precision"),
         *("shuffle_block", "data_folder", "keep_weights", "sync_bn", "cache", "run", *RECIPE),
     ),
-    "probe": (*PROBE, "recipe", "run", "weights"),
+    "probe": (
+        *("data", "data_folder", "stage", "whole", "batchnorm", "validation", "few_shot", "image_size", "crop", "seed"),
+        *("device", "precision", *RECIPE, "recipe", "run", "weights"),
+    ),
 }
 
 KINDS: dict[type, str] = {

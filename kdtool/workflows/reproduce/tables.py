@@ -51,9 +51,14 @@ class Line:
 
 def lines(recipe: Recipe, results: Results, seeds: int | None = None) -> list[Line]:
     """The lines of a recipe's table, in its order; seeds: how many are wanted, None for the recipe's."""
-    rows = {group: results.rows(group) for group in dict.fromkeys(cell.group for cell in recipe.cells if cell.group)}
+    rows = rows_of(recipe, results)
     wanted = seeds or recipe.seeds
     return [line for cell in recipe.cells for line in _lines(recipe, cell, rows.get(cell.group, []), wanted)]
+
+
+def rows_of(recipe: Recipe, results: Results) -> dict[str, list[Row]]:
+    """group -> its rows, for the groups of all cells."""
+    return {group: results.rows(group) for group in dict.fromkeys(cell.group for cell in recipe.cells if cell.group)}
 
 
 def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int) -> Iterator[Line]:
@@ -104,11 +109,11 @@ def _line(
 
 def analysed(recipe: Recipe, results: Results, analysis: str) -> list[Result]:
     """What an analysis said of the first seed of every cell, under the cell's name: for a plot of all."""
-    found = []
+    found, rows = [], rows_of(recipe, results)
     rows_alike = len({cell.row for cell in recipe.cells}) == 1
     columns_alike = len({cell.column for cell in recipe.cells}) == 1
     for cell in recipe.cells:
-        own = results.rows(cell.group) if cell.group else []
+        own = rows.get(cell.group, [])
         keys = wanted(recipe, [cell], 1, own)
         name = cell.column if rows_alike else cell.row if columns_alike else f"{cell.row}, {cell.column}"
         for row in [row for row in own if row["key"] in keys][:1]:
@@ -181,13 +186,14 @@ def header(found: Sequence[Line]) -> list[str]:
 def markdown(recipe: Recipe, results: Results, seeds: int | None = None) -> str:
     """The page of a recipe: what it is, its table, and what the numbers were made with."""
     found = lines(recipe, results, seeds)
-    titles = ["row", "column", *(["teacher"] if mixed(found) else []), *header(found)]
+    layers, several = layers_of(found), mixed(found)
+    titles = ["row", "column", *(["teacher"] if several else []), *header(found)]
     page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]
     page += [f"Made by `kdtool reproduce table {recipe.name}`.", "", *_about_teachers(recipe, results), ""]
     page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
     for line in found:
-        named = [line.row, line.column, *([f"`{line.teacher}`"] if mixed(found) else [])]
-        shown = [text.replace("|", "\\|") for text in [*named, *cells(line, layers_of(found))]]
+        named = [line.row, line.column, *([f"`{line.teacher}`"] if several else [])]
+        shown = [text.replace("|", "\\|") for text in [*named, *cells(line, layers)]]
         page.append(f"| {' | '.join(shown)} |")
     page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
     return "\n".join(page) + "\n"
@@ -196,8 +202,7 @@ def markdown(recipe: Recipe, results: Results, seeds: int | None = None) -> str:
 def _about_teachers(recipe: Recipe, results: Results) -> list[str]:
     """A line for each teacher: its accuracy, its weights, and the machines and time of its students."""
     found = []
-    for group in dict.fromkeys(cell.group for cell in recipe.cells if cell.group):
-        rows = results.rows(group)
+    for group, rows in rows_of(recipe, results).items():
         for digest in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
             own = [row for row in rows if row["teacher"]["sha256"] == digest]
             teacher, hours = own[0]["teacher"], sum(row["seconds"].get("total", 0.0) for row in own) / 3600

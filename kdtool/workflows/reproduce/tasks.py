@@ -6,6 +6,7 @@ once. Left out: running them (work).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ class Task:
     seed: int
     live: bool = False
 
-    @property
+    @functools.cached_property
     def config(self) -> DistillConfig | None:
         """What `kdtool distill` is asked for; None for a task about the teacher."""
         if not self.distill:
@@ -51,7 +52,7 @@ class Task:
         config = self.config
         return {name: value for name, value in (config.plain() if config else {}).items() if name not in PLACES}
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The digest of what is asked for; analyses add to a row and make no other one."""
         asked = {

@@ -107,7 +107,8 @@ class Work:
 
     def _run_all(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
         self.patiently(lambda: self.prepare(recipe, group, todo))
-        todo = [task for task in todo if not done(task, self.rows(recipe, group))]
+        rows = self.rows(recipe, group)  # now that the teacher is known
+        todo = [task for task in todo if not done(task, rows)]
         for number, task in enumerate(todo):
             self.progress.note(f"{recipe.name}, {group}: {number + 1} of {len(todo)}, {task.name}, seed {task.seed}")
             if self.stop.requested():
