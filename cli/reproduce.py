@@ -73,25 +73,29 @@ def show(name: Name, json: o.Json = False) -> None:
     students = [said[id(cell)] for cell in recipe.cells if cell.distill and not cell.skip]
     every = [word for word in students[0] if all(word in found for found in students)] if students else []
     if every:
-        print_line(f"every student: {' '.join(every)}")
+        print_line(wrapped(f"every student: {' '.join(every)}"))
     for name in dict.fromkeys([*recipe.groups, *(cell.group for cell in recipe.cells)]):
         group = recipe.groups.get(name)
-        if group:
-            print_line(f"\n{wrapped(f'{name}: {group.about}')}")
-            print_line("".join(f"  {part}: {' '.join(found)}\n" for part, found in origin(group).items()))
+        print_line(f"\n{wrapped(f'{name}: {group.about}' if group else 'Not run:')}")
+        for part, found in (origin(group) if group else {}).items():
+            print_line(wrapped(f"{part}: {' '.join(found)}", "  "))
         own = [cell for cell in recipe.cells if cell.group == name]
         rows = [(cell.row, cell.column, " ".join(x for x in said[id(cell)] if x not in every)) for cell in own]
         if own:
+            print_line("")
             print_table("", ("row", "column", "student"), rows)
 
 
-def wrapped(text: str) -> str:
+def wrapped(text: str, indent: str = "") -> str:
     """Paragraphs in lines that fit the terminal."""
     import shutil
     import textwrap
 
     width = min(shutil.get_terminal_size().columns, 100)
-    return "\n\n".join(textwrap.fill(part, width) for part in text.strip().split("\n\n"))
+    fill = textwrap.TextWrapper(
+        width, initial_indent=indent, subsequent_indent=2 * indent, break_on_hyphens=False, break_long_words=False
+    ).fill
+    return "\n\n".join(map(fill, text.strip().split("\n\n")))
 
 
 def origin(group: "Group") -> dict[str, list[str]]:
@@ -125,6 +129,10 @@ def option(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('taps', 'tap').replace('_', '-')}"
     if isinstance(value, dict):
         return [f"{flag} {key}={item}" for key, item in value.items()]
+    if value is True:
+        return [flag]
+    if name in ("mean", "std"):
+        return [f"{flag} {','.join(map(str, value))}"]
     return [f"{flag} {item}" for item in value] if isinstance(value, list) else [f"{flag} {value}"]
 
 
@@ -210,7 +218,7 @@ def table(
     name: Name,
     folder: Place = PLACE,
     results: Kept = None,
-    seeds: Seeds = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="The first so many.  [default: all]")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Write plots of the recipe's analyses (.svg, .png or .pdf).")
@@ -229,7 +237,7 @@ def table(
     recipe, kept = load(name), _results(folder, results)
     found = tables.lines(recipe, kept, seeds)
     if markdown:
-        files.write(markdown, tables.markdown(recipe, kept, seeds).encode())
+        files.write(markdown, tables.markdown(recipe, kept, found).encode())
     drawn: list[Path] = []
     if plot:
         figures.check_ending(plot)

@@ -188,7 +188,9 @@ def test_another_machine_goes_on_with_the_teacher_that_was_kept(
     assert len({row["teacher"]["sha256"] for row in rows}) == 1
     assert len(rows) == len(all_rows(folder)) + 4
     assert weights(all_rows(folder)).items() <= weights(rows).items()
-    assert {line.seeds for line in tables.lines(recipe, Results(tmp_path / "rows"), 3) if line.column == "KD"} == {3}
+    for wanted, shown in ((None, 3), (2, 2)):
+        lines = tables.lines(recipe, Results(tmp_path / "rows"), wanted)
+        assert {line.seeds for line in lines if line.column == "KD"} == {shown}
 
 
 @pytest.mark.parametrize("points", [1, 4, 9, 15, 22])
@@ -243,7 +245,7 @@ def test_teachers_that_came_out_otherwise_are_not_averaged(whole: tuple[Path, Re
     assert [line.seeds for line in found] == [2, 1]
     assert found[1].mean == 0.0
     assert found[0].teacher != found[1].teacher == "f" * 12
-    page = tables.markdown(recipe, results)
+    page = tables.markdown(recipe, results, tables.lines(recipe, results))
     assert f"| all | KD | `{'f' * 12}` | 0.00 | 1 |" in page
 
 
@@ -338,10 +340,9 @@ def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> 
     best = max(scores[task.key] for task in found.tried)
     first = next(task for task in found.tried if scores[task.key] == best)
     assert found.chosen == {name: first.distill["set"][name] for name in ("weight", "temperature")}
-    assert "\nmade up, KD: searched on the validation part: weight = " in tables.markdown(
-        recipe, Results(tmp_path / "rows")
-    )
     (line,) = tables.lines(recipe, Results(tmp_path / "rows"))
+    page = tables.markdown(recipe, Results(tmp_path / "rows"), [line])
+    assert "\nmade up, KD: searched on the validation part: weight = " in page
     assert (line.seeds, line.chosen) == (2, found.chosen)
     assert [score for _, score in line.tried] == [scores[task.key] for task in found.tried]
 
@@ -455,6 +456,27 @@ def test_a_groups_name_is_that_of_a_folder(tmp_path: Path, name: str) -> None:
         )
 
 
+def test_tables_of_a_method_win_key_by_key(tmp_path: Path) -> None:
+    text = """
+    [group.g]
+    teach = { data = "digits" }
+    [distill]
+    method = "kda"
+    set = { "kda.weight" = 0.1, "kda.mean" = "last" }
+    recipe = { epochs = 3, batch = 7 }
+    [[pair]]
+    group = "g"
+    distill = { recipe = { batch = 8 } }
+    [[method]]
+    row = "r"
+    column = "c"
+    distill = { set = { "kda.weight" = 0.2 } }
+    """
+    (cell,) = written(tmp_path, text).cells
+    assert cell.distill["set"] == {"kda.weight": 0.2, "kda.mean": "last"}
+    assert cell.distill["recipe"] == {"epochs": 3, "batch": 8}
+
+
 @pytest.mark.parametrize("key", ["seed = 1", 'device = "cpu"', 'run = "x"', 'data_folder = "x"', 'cache = "x"'])
 def test_a_recipe_leaves_places_and_seeds_open(tmp_path: Path, key: str) -> None:
     with pytest.raises(UsageError, match="is for `kdtool reproduce run` to say"):
@@ -473,6 +495,20 @@ def test_a_teacher_that_was_half_copied_is_copied_again(
     monkeypatch.delattr(work, "teach")
     made().run(recipe, recipe.cells[:1], 3)
     assert len(Results(tmp_path / "rows").rows("tiny")) == 6
+
+
+def test_weights_that_are_gone_are_taken_from_the_rows(
+    whole: tuple[Path, Recipe], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    monkeypatch.delattr(work, "teach")
+    made().run(recipe, recipe.cells[:1], 3)
+    for name in ("teacher.safetensors", "cache.zarr"):
+        lost = tmp_path / "work/tiny" / name
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink(missing_ok=True)
+    made().run(recipe, recipe.cells[:1], 4)
+    assert len(Results(tmp_path / "rows").rows("tiny")) == 7
 
 
 def test_the_teacher_of_another_recipe_is_not_taken_for_it(whole: tuple[Path, Recipe], tmp_path: Path) -> None:

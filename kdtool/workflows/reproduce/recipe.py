@@ -272,7 +272,7 @@ def _cell(place: tuple[str, str], parts: list[dict[str, Any]], printed: Printed 
         own = {key: value for key, value in part.items() if key in _CELL and not (part is parts[0] and key == "group")}
         _check(own, _CELL, source)
         for key, value in own.items():
-            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+            values[key] = _over(values.get(key), value)
     for key in PLACES:
         if key in {**values.get("distill", {}), **values.get("probe", {})}:
             raise UsageError(f"{source}: {key} is for `kdtool reproduce run` to say, not for a recipe")
@@ -280,6 +280,13 @@ def _cell(place: tuple[str, str], parts: list[dict[str, Any]], printed: Printed 
         values["distill"] = {}
     values["search"] = {key: tuple(tried) for key, tried in values.get("search", {}).items()}
     return Cell(*place, **values, printed=printed)
+
+
+def _over(before: Any, value: Any) -> Any:
+    """A later value over an earlier one; of two tables, key by key."""
+    if not (isinstance(before, dict) and isinstance(value, dict)):
+        return value
+    return {**before, **{key: _over(before.get(key), item) for key, item in value.items()}}
 
 
 def _check(values: Mapping[str, Any], kinds: Mapping[str, type], source: str) -> None:

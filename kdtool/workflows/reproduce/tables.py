@@ -50,10 +50,9 @@ class Line:
 
 
 def lines(recipe: Recipe, results: Results, seeds: int | None = None) -> list[Line]:
-    """The lines of a recipe's table, in its order; seeds: how many are wanted, None for the recipe's."""
+    """The lines of a recipe's table, in its order; seeds: how many are wanted, None for all that there are."""
     rows = rows_of(recipe, results)
-    wanted = seeds or recipe.seeds
-    return [line for cell in recipe.cells for line in _lines(recipe, cell, rows.get(cell.group, []), wanted)]
+    return [line for cell in recipe.cells for line in _lines(recipe, cell, rows.get(cell.group, []), seeds)]
 
 
 def rows_of(recipe: Recipe, results: Results) -> dict[str, list[Row]]:
@@ -61,7 +60,7 @@ def rows_of(recipe: Recipe, results: Results) -> dict[str, list[Row]]:
     return {group: results.rows(group) for group in dict.fromkeys(cell.group for cell in recipe.cells if cell.group)}
 
 
-def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int) -> Iterator[Line]:
+def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int | None) -> Iterator[Line]:
     """A line of each teacher that has rows of the cell; one without a number where none has."""
     if cell.skip:
         yield _line(recipe, cell, "", [], note=cell.skip)
@@ -70,7 +69,7 @@ def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int) -> Itera
     for teacher in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
         own = [row for row in rows if row["teacher"]["sha256"] == teacher]
         search = searched(recipe, cell, own)
-        keys = wanted(recipe, [cell], seeds, own)
+        keys = wanted(recipe, [cell], seeds or 1 + max(row["seed"] for row in own), own)
         found = [row for row in own if row["key"] in keys]
         if found and (search is None or search.chosen is not None):
             count += 1
@@ -183,9 +182,8 @@ def header(found: Sequence[Line]) -> list[str]:
     return ["here", "seeds", "paper", "difference", *(f"loss {layer}" for layer in layers_of(found))]
 
 
-def markdown(recipe: Recipe, results: Results, seeds: int | None = None) -> str:
-    """The page of a recipe: what it is, its table, and what the numbers were made with."""
-    found = lines(recipe, results, seeds)
+def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
+    """The page of a recipe: what it is, the lines of its table, and what the numbers were made with."""
     layers, several = layers_of(found), mixed(found)
     titles = ["row", "column", *(["teacher"] if several else []), *header(found)]
     page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]

@@ -173,18 +173,19 @@ class Work:
         """Sees to it that the teacher is there; the record of its origin is written last."""
         workspace, origin = self.workspace(group.name), recipe.basis(group.name)
         path = workspace.folder / ORIGIN
-        if path.exists():
-            if (held := files.read_json(path, f"remove {workspace.folder}")) != origin:
-                raise IdentityError(
-                    f"{workspace.folder} holds the teacher of another recipe ({path.name} says {held}, wanted is "
-                    f"{origin}); name another --folder, or remove it"
-                )
-        elif place := self._kept(group, origin):
-            self.progress.note(f"{group.name}: the teacher that was kept in {place}")
-            copy_teacher(Workspace.open(place), workspace.folder, origin)
-        else:
-            self.progress.note(f"{group.name}: teacher")
-            self._make_teacher(recipe, group, origin)
+        held = files.read_json(path, f"remove {workspace.folder}") if path.exists() else None
+        if held not in (None, origin):
+            raise IdentityError(
+                f"{workspace.folder} holds the teacher of another recipe ({path.name} says {held}, wanted is "
+                f"{origin}); name another --folder, or remove it"
+            )
+        if held is None or not workspace.teacher.exists():
+            if place := self._kept(group, origin):
+                self.progress.note(f"{group.name}: the teacher that was kept in {place}")
+                copy_teacher(Workspace.open(place), workspace.folder, origin)
+            elif held is None or group.teacher:
+                self.progress.note(f"{group.name}: teacher")
+                self._make_teacher(recipe, group, origin)
         self._keep(group, origin)
 
     def _kept(self, group: Group, origin: dict[str, Any]) -> Path | None:
@@ -238,8 +239,9 @@ class Work:
         found = [known for known in kept(run) if known.epoch == epoch]
         if not found:
             raise UsageError(
-                f"group {group.name} takes the teacher of {group.before} after epoch {epoch}, and {run} kept no such "
-                "weights; keep_weights in its [teach] says of which epochs they are kept"
+                f"group {group.name} takes the teacher of {group.before} after epoch {epoch}, and {run} holds no such "
+                "weights: keep_weights in its [teach] says of which epochs they are kept, and a teacher that came with "
+                "rows has none; go on where it was trained"
             )
         return run / found[-1].file
 
