@@ -10,6 +10,10 @@ ARGS ?=
 ENGINE ?= $(firstword $(shell command -v docker podman))
 # `make lock UPGRADE=--upgrade` takes the newest releases; without it only what pyproject.toml asks for changes.
 UPGRADE ?=
+# The index of the wheels of torch and torchvision for CPUs alone, for the image's target cpu.
+TORCH_INDEX ?=
+# The images that `make docker-test` builds and tries.
+TARGETS ?= cpu cuda
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,6 +25,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALLED := $(VENV)/installed
 UV := build/uv/bin/uv
+COMPILE = $(UV) pip compile pyproject.toml --universal --no-python-downloads --generate-hashes --no-annotate --quiet \
+  --custom-compile-command "make lock"
+# What the images hold: kdtool's extras without its tools, in the versions that requirements.lock has for their Python.
+IMAGE := --extra digits --extra plots --extra timm --python-version 3.12 --constraint requirements.lock
 PLACE := build/wheel-test
 
 .PHONY: help setup quickstart test lint format types check wheel-test coverage bench crash-test docker-test lock clean
@@ -83,15 +91,20 @@ crash-test: setup ## all trials of docs/reliability.md (an hour or two); ARGS="-
 	@$(BIN)/pytest tests/reliability --long --figures docs/results/reliability.json $(ARGS)
 	@$(BIN)/python tests/support/reliability_table.py
 
-docker-test: ## build the image and run the quickstart in it, without network, on a read-only root
+docker-test: ## build the images and try them, without network, on a read-only root; TARGETS=cpu for one of them
 	@test -n "$(ENGINE)" || { echo "neither docker nor podman is on the PATH; name one: make docker-test ENGINE=/path/to/it" >&2; exit 1; }
-	@$(ENGINE) build --build-arg REVISION="$$(git rev-parse HEAD)" --tag kdtool .
-	@$(ENGINE) run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges kdtool
+	@for target in $(TARGETS); do \
+	  $(ENGINE) build --target "$$target" --tag "kdtool:$$target" $(if $(TORCH_INDEX),--build-arg TORCH_INDEX="$(TORCH_INDEX)") \
+	    --build-arg REVISION="$$(git rev-parse HEAD)" --build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' kdtool/__init__.py)" .; \
+	  tests/support/image.sh "$(ENGINE)" "kdtool:$$target"; \
+	done
 
-lock: $(UV) ## renew requirements.lock from pyproject.toml; UPGRADE=--upgrade for the newest releases
-	@$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-python-downloads --generate-hashes \
-	  --no-annotate --custom-compile-command "make lock" $(UPGRADE) --quiet --output-file requirements.lock
-	@git diff --stat -- requirements.lock
+lock: $(UV) ## renew the locks from pyproject.toml; UPGRADE=--upgrade for the newest releases, TORCH_INDEX for CPUs alone
+	@$(COMPILE) --extra dev --python-version 3.11 $(UPGRADE) --output-file requirements.lock
+	@$(COMPILE) $(IMAGE) --output-file requirements-cuda.lock
+	@$(COMPILE) $(IMAGE) --output-file requirements-cpu.lock $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)" \
+	  --index-strategy unsafe-best-match)
+	@git diff --stat -- 'requirements*.lock'
 
 $(UV):
 	@$(PYTHON) -m venv --clear build/uv

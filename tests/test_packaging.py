@@ -19,10 +19,10 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS = {"kdtool": ROOT / "kdtool", "kdtool.cli": ROOT / "cli", "kdtool.cache": ROOT / "cache"}
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCKS = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
 
 # Written so that no pattern finds itself here.
-INDEX = r"py[p]i\.org|files\.python[h]osted|download\.py[t]orch|(index|find)-[ul](rl|inks)[= ]|trusted[-]host"
+INDEX = r"py[p]i\.org|python[h]osted|download\.py[t]orch|(index|find)-[ul](rl|inks)\W+(http|file:)|trusted[-]host"
 REGISTRY = r"docker\.[i]o\b|ghcr\.[i]o\b|quay\.[i]o\b|nvcr\.[i]o\b|art[i]factory|nexus[-]"
 MACHINE = r"(?<![\w.:/~$}*-])/(root|work|home|Users|opt/[p]ypi|opt/wheels|mnt)/"
 
@@ -94,22 +94,23 @@ def test_the_floors_hold() -> None:
     assert PROJECT["requires-python"] == ">=3.11"
 
 
-def locked() -> list[tuple[Requirement, str]]:
-    """Every requirement of the lock, and the lines with its hashes."""
-    lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
+def locked(name: str) -> list[tuple[Requirement, str]]:
+    """Every requirement of a lock, and the lines with its hashes."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
     entries = re.split(r"\n(?=\S)", "\n".join(lines))
     return [(Requirement(head.strip(" \\")), rest) for head, _, rest in (entry.partition("\n") for entry in entries)]
 
 
-def test_the_lock_pins_everything_with_hashes() -> None:
-    for requirement, hashes in locked():
-        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_pins_everything_with_hashes(name: str) -> None:
+    for requirement, hashes in locked(name):
+        assert re.fullmatch(r"==[\w.+]+", str(requirement.specifier)), requirement
         assert re.fullmatch(r"(\s+--hash=sha256:[0-9a-f]{64}( \\\n)?)+", "\n" + hashes), requirement
-    assert "://" not in LOCK
+    assert "://" not in (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_the_lock_answers_every_dependency_of_every_python(python: str) -> None:
+def pins(name: str, python: str) -> dict[str, str]:
+    """What a lock has for a Python on Linux: library -> version."""
     here = {
         "python_version": python,
         "python_full_version": f"{python}.0",
@@ -117,16 +118,45 @@ def test_the_lock_answers_every_dependency_of_every_python(python: str) -> None:
         "platform_system": "Linux",
         "platform_machine": "x86_64",
     }
-    pins = {
+    return {
         canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
-        for requirement, _ in locked()
+        for requirement, _ in locked(name)
         if requirement.marker is None or requirement.marker.evaluate(here)
     }
-    extras = PROJECT["optional-dependencies"].values()
-    for line in [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]:
-        wanted = Requirement(line)
-        if wanted.name != "kdtool":
-            assert pins.get(canonicalize_name(wanted.name), "none") in wanted.specifier, f"{line}: run `make lock`"
+
+
+@pytest.mark.parametrize(
+    ("name", "python"),
+    [
+        *(("requirements.lock", python) for python in ("3.11", "3.12", "3.13", "3.14")),
+        *((name, "3.12") for name in LOCKS[1:]),
+    ],
+)
+def test_a_lock_answers_every_dependency(name: str, python: str) -> None:
+    held = pins(name, python)
+    extras = PROJECT["optional-dependencies"]
+    wanted = [line for extra, lines in extras.items() if name == LOCKS[0] or extra != "dev" for line in lines]
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *wanted]):
+        if requirement.name != "kdtool":
+            pin = held.get(canonicalize_name(requirement.name), "none")
+            assert pin in requirement.specifier, f"{name}: {requirement}: run `make lock`"
+
+
+@pytest.mark.parametrize("name", LOCKS[1:])
+def test_the_images_have_the_versions_of_the_tests_and_none_of_their_tools(name: str) -> None:
+    tested = pins(LOCKS[0], "3.12")
+    held = {library: version.partition("+")[0] for library, version in pins(name, "3.12").items()}
+    assert held.items() <= tested.items()
+    assert not {"pytest", "mypy", "ruff", "hypothesis"} & held.keys()
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_the_image_has_a_target_with_a_lock_of_its_own(target: str) -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    _, _, stage = text.partition(f"AS {target}\n")
+    stage = stage.partition("\nFROM ")[0]
+    assert f"--require-hashes --requirement /usr/src/requirements-{target}.lock" in stage
+    assert stage.rstrip().endswith("USER 1000:1000")
 
 
 def texts() -> list[Path]:
