@@ -100,14 +100,19 @@ def _torch() -> Iterator[Check]:
     told = json.loads(done.stdout.splitlines()[-1])
     built = f"torch is built for CUDA {told['built']}" if told["built"] else "torch is built without CUDA"
     yield Check("devices", ", ".join(["cpu", *told["cuda"]]), "" if told["cuda"] else f"no CUDA device; {built}")
+    native = "multiplies it natively" if told["precision"] == "bfloat16" else "does not multiply bfloat16 natively"
+    yield Check("precision", told["precision"], f"--precision auto, as the {told['auto']} {native}")
     yield Check("threads", f"{told['threads']} of {os.cpu_count()} cores")
 
 
 DEVICES = """
 import json, torch
+from kdtool.engine.device import choose_device, choose_precision
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 names = [torch.cuda.get_device_name(index) for index in range(count)]
-print(json.dumps({"cuda": names, "built": torch.version.cuda, "threads": torch.get_num_threads()}))
+device = choose_device("auto")
+told = {"cuda": names, "built": torch.version.cuda, "threads": torch.get_num_threads()}
+print(json.dumps({**told, "auto": device.type, "precision": choose_precision("auto", device)}))
 """
 
 

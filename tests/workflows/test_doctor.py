@@ -17,7 +17,7 @@ Typed = Callable[[str], tuple[int, str, str]]
 def imports_go_well(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No process is started; gives the programs that would have run."""
     asked: list[str] = []
-    told = json.dumps({"cuda": ["A big one"], "built": "13.0", "threads": 4})
+    told = json.dumps({"cuda": ["A big one"], "built": "13.0", "threads": 4, "auto": "cuda", "precision": "bfloat16"})
 
     def done(code: str) -> subprocess.CompletedProcess[str]:
         asked.append(code)
@@ -43,8 +43,8 @@ def test_everything_is_named_and_fits_80_columns(typed: Typed) -> None:
     code, out, err = typed("doctor")
     assert code == (5 if err else 0), err
     assert max(map(len, out.splitlines())) <= 80
-    words = ("python", "kdtool", "torch", "torchvision", "zarr", "numpy", "safetensors", "devices", "threads", "disk")
-    assert all(word in out for word in (*words, "scikit-learn", "matplotlib", "timm"))
+    libraries = ("torch", "torchvision", "zarr", "numpy", "safetensors", "scikit-learn", "matplotlib", "timm")
+    assert all(word in out for word in ("python", "kdtool", *libraries, "devices", "precision", "threads", "disk"))
 
 
 def test_all_is_right(typed: Typed, imports_go_well: list[str]) -> None:
@@ -55,6 +55,7 @@ def test_all_is_right(typed: Typed, imports_go_well: list[str]) -> None:
     rows = {check["name"]: check for check in found["checks"]}
     assert rows["devices"]["found"] == "cpu, A big one"
     assert rows["threads"]["found"].startswith("4 of ")
+    assert (rows["precision"]["found"], "cuda" in rows["precision"]["note"]) == ("bfloat16", True)
     assert rows["zarr"]["found"] == versions.installed("zarr")
     assert len(imports_go_well) == 2
 
@@ -82,13 +83,14 @@ def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_broken_torchvision_does_not_break_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = json.dumps({"cuda": [], "built": None, "threads": 1})
+    told = json.dumps({"cuda": [], "built": None, "threads": 1, "auto": "cpu", "precision": "float32"})
     real = doctor._run
     broken = "raise RuntimeError('operator torchvision::nms does not exist')"
     monkeypatch.setattr(doctor, "_run", lambda code: real(f"print('{told}')" if code == doctor.DEVICES else broken))
-    pair, devices, _ = doctor._torch()
+    pair, devices, precision, _ = doctor._torch()
     assert "RuntimeError: operator torchvision::nms does not exist" in pair.problem
     assert (devices.found, devices.note, devices.problem) == ("cpu", "no CUDA device; torch is built without CUDA", "")
+    assert (precision.found, "does not multiply bfloat16" in precision.note) == ("float32", True)
 
 
 NMS = "RuntimeError: operator torchvision::nms does not exist"
