@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, in_units, print_json, print_line, print_table
 from kdtool.errors import UsageError
@@ -17,22 +18,55 @@ if TYPE_CHECKING:
     from kdtool.workflows.reproduce.rows import Results
     from kdtool.workflows.reproduce.work import Work
 
-app = typer.Typer(no_args_is_help=True, help="Make the tables of the papers, or your own.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(help="Recipe, see `kdtool reproduce list`; or a file of yours, NAME.toml.")]
-Names = Annotated[list[str], typer.Argument(help="Recipes, see `kdtool reproduce list`; or files, NAME.toml.")]
-Place = Annotated[Path, typer.Option("--folder", help="Where teachers, caches and students lie, a folder a group.")]
-Kept = Annotated[Path | None, typer.Option("--results", help="Where rows lie.  [default: results in --folder]")]
-Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Runs of each cell.  [default: the recipe's]")]
-Only = Annotated[list[str] | None, typer.Option("--only", help="Cells with this text in row or column; repeat.")]
-Share = Annotated[str | None, typer.Option("--share", help="One of several disjoint shares of the cells, as in 2/4.")]
-Weights = Annotated[Path | None, typer.Option("--weights", help="Folder of the weights that teachers begin from.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        autocompletion=complete.tables,
+        help="See `kdtool reproduce list`; or a file of yours, NAME.toml.",
+    ),
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE",
+        autocompletion=complete.tables,
+        help="See `kdtool reproduce list`; or files of yours, NAME.toml.",
+    ),
+]
+Place = Annotated[
+    Path,
+    typer.Option("--folder", metavar="FOLDER", help="Where teachers, caches and students lie, a folder a group."),
+]
+Kept = Annotated[
+    Path | None,
+    typer.Option("--results", metavar="FOLDER", help="Where rows lie.  [default: results in --folder]"),
+]
+Seeds = Annotated[
+    int | None, typer.Option("--seeds", metavar="N", min=1, help="Runs of each cell.  [default: the recipe's]")
+]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="TEXT", help="Cells with this text in row or column; repeat.")
+]
+Share = Annotated[
+    str | None,
+    typer.Option("--share", metavar="I/N", help="One of several disjoint shares of the cells, as in 2/4."),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FOLDER", help="Folder of the weights that teachers begin from."),
+]
 PLACE = Path("reproduce")
 
 
 @app.callback()
 def reproduce() -> None:
-    """Make the tables of the papers, or your own."""
+    """Make the tables of the papers, or your own.
+
+    Example: kdtool reproduce run digits
+    """
 
 
 @app.command("list")
@@ -218,10 +252,15 @@ def table(
     name: Name,
     folder: Place = PLACE,
     results: Kept = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="The first so many.  [default: all]")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page to this file.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", min=1, help="The first so many.  [default: all]")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE.md", help="Write the page to this file.")
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Write plots of the recipe's analyses (.svg, .png or .pdf).")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Write plots of the recipe's analyses (.svg, .png or .pdf)."),
     ] = None,
     json: o.Json = False,
 ) -> None:
@@ -250,9 +289,8 @@ def table(
     mixed = tables.mixed(found)
     for row in dict.fromkeys(line.row for line in found):
         own = [line for line in found if line.row == row]
-        layers = tables.layers_of(own)
         named = [f"{line.column} ({line.teacher})" if mixed else line.column for line in own]
-        shown = [tables.cells(line, layers) for line in own]
+        shown = [tables.cells(line, own) for line in own]
         print_table(row, ("", *tables.header(own)), [(name, *cells) for name, cells in zip(named, shown, strict=True)])
         for line in own:
             if text := tables.remark(line):

@@ -146,12 +146,13 @@ def number(value: float | None, sd: float | None = None, digits: int = 2) -> str
     return f"{value:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
 
 
-def cells(line: Line, layers: Sequence[str]) -> list[str]:
-    """What a table shows of a line, behind its row and column; a dash where a note says why there is nothing."""
+def cells(line: Line, found: Sequence[Line]) -> list[str]:
+    """What the table of all lines that were found shows of one, under `header`; a dash where a note says why not."""
     difference = "" if line.difference is None else f"{line.difference:+.2f}"
-    losses = [number(line.losses.get(layer), digits=4) for layer in layers]
+    losses = [number(line.losses.get(layer), digits=4) for layer in layers_of(found)]
     ours = number(line.mean, line.sd) or (line.note if line.note == NOT_RUN else "-")
-    return [ours, str(line.seeds or ""), number(line.printed, line.printed_sd), difference, *losses]
+    theirs = [number(line.printed, line.printed_sd), difference] if beside_printed(found) else []
+    return [ours, str(line.seeds or ""), *theirs, *losses]
 
 
 def remark(line: Line) -> str:
@@ -171,6 +172,11 @@ def layers_of(found: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(layer for line in found for layer in line.losses))
 
 
+def beside_printed(found: Sequence[Line]) -> bool:
+    """Whether a paper prints any of the numbers."""
+    return any(line.printed is not None for line in found)
+
+
 def mixed(found: Sequence[Line]) -> bool:
     """Whether a group has rows of several teachers, so that every line says of which it is."""
     teachers = {(line.group, line.teacher) for line in found if line.teacher}
@@ -179,19 +185,20 @@ def mixed(found: Sequence[Line]) -> bool:
 
 def header(found: Sequence[Line]) -> list[str]:
     """The names of the columns that `cells` gives."""
-    return ["here", "seeds", "paper", "difference", *(f"loss {layer}" for layer in layers_of(found))]
+    theirs = ["paper", "difference"] if beside_printed(found) else []
+    return ["here", "seeds", *theirs, *(f"loss {layer}" for layer in layers_of(found))]
 
 
 def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
     """The page of a recipe: what it is, the lines of its table, and what the numbers were made with."""
-    layers, several = layers_of(found), mixed(found)
+    several = mixed(found)
     titles = ["row", "column", *(["teacher"] if several else []), *header(found)]
     page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]
     page += [f"Made by `kdtool reproduce table {recipe.name}`.", "", *_about_teachers(recipe, results), ""]
     page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
     for line in found:
         named = [line.row, line.column, *([f"`{line.teacher}`"] if several else [])]
-        shown = [text.replace("|", "\\|") for text in [*named, *cells(line, layers)]]
+        shown = [text.replace("|", "\\|") for text in [*named, *cells(line, found)]]
         page.append(f"| {' | '.join(shown)} |")
     page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
     return "\n".join(page) + "\n"
