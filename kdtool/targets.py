@@ -67,7 +67,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """What is stored of the teacher for every (view, sample).
+    """What is stored of the teacher for every (view, sample): what `encode` makes of the taps.
 
     Equal keys mean equal content: the key carries every parameter of the encoder and the fit but the dtype, which is
     only a default for the floating arrays; a cache keeps the one that was chosen when the key was first extracted.
@@ -172,7 +172,7 @@ class TargetSource(Protocol):
 
 @dataclass(frozen=True)
 class Weight:
-    """The weight of a loss term and the first epoch (from 0, within the stage) in which it is active."""
+    """The weight of a loss term, active from epoch `start` on, counted from 0 within the stage."""
 
     value: float
     start: int = 0

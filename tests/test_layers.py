@@ -68,6 +68,7 @@ def violations(room: str, source: str) -> list[str]:
 
 MODULES = sorted(path for folder in ("kdtool", "cli", "cache") for path in (ROOT / folder).rglob("*.py"))
 MODULES.remove(ROOT / "kdtool" / "__main__.py")  # the one module above cli
+MODULES.remove(ROOT / "kdtool" / "__init__.py")  # names what lies above it, and imports nothing; see test_api
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -53,7 +53,7 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The fields of a probe's result that are read."""
+    """The fields of a probe's result that are read. probed_sha256: of the weights; batchnorm: eval or train."""
 
     data: str
     kind: str
@@ -66,8 +66,9 @@ class ProbeResult:
 class Probe:
     """How well the run's network served another data set.
 
-    folder: its name in that of the run; settings: all that makes the probe what it is, save its seed; last: test
-    accuracy after the last epoch in percent.
+    folder: its name in that of the run; settings: all that makes the probe what it is, save its seed; batchnorm:
+    whether its statistics stayed (eval) or followed the data (train); last: test accuracy after the last epoch in
+    percent.
     """
 
     folder: str

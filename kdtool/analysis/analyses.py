@@ -34,16 +34,20 @@ from kdtool.engine.job import check_seed
 from kdtool.engine.keeping import kept
 from kdtool.engine.ranks import Alone, Ranks
 from kdtool.errors import UsageError
-from kdtool.progress import Progress
+from kdtool.progress import Progress, Silent
 
-ALONE = Alone()
+ALONE, SILENT = Alone(), Silent()
 PATIENCE = 60.0  # seconds for which results wait for those of another process
 STEMS = {"similarity": ("similarity", "reliability")}  # with which names of plots begin, else the analysis
 
 
 @dataclass(frozen=True)
 class GapPlan:
-    """How `gram_gap` compares, in the words of `kdtool.analysis.gram.gram_gaps`; by_class: the loss by class too."""
+    """How `gram_gap` compares, in the words of `kdtool.analysis.gram.gram_gaps`.
+
+    kernel: linear, cosine, rbf or polynomial. algorithm: "auto" takes the exact one where it can be had. landmarks,
+    seed: of the Nystrom approximation. by_class: the loss by class too.
+    """
 
     kernel: Kernel = field(default_factory=Kernel)
     algorithm: str = "auto"
@@ -57,9 +61,17 @@ class GapPlan:
 
 
 def gram_gap(
-    workspace: Workspace, asked: Asked, plan: GapPlan, progress: Progress, ranks: Ranks = ALONE
+    workspace: Workspace,
+    asked: Asked,
+    plan: GapPlan = GapPlan(),
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
-    """The kernel transfer loss of every student in every layer."""
+    """The kernel transfer loss ||K_T - K_S|| / ||K_T|| of every student in every layer, over all images of a part.
+
+    A result says its "run", "layer" and "part", and holds the fields of `kdtool.analysis.gram.GramGap`, "loss" among
+    them. Results and plots are kept in the folder of every run, below analysis/.
+    """
 
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
         if plan.by_class and pairs.labels is None:
@@ -73,6 +85,7 @@ def gram_gap(
             landmarks=plan.landmarks,
             seed=plan.seed,
             ranks=ranks,
+            progress=progress,
         )
 
     return of_layers(workspace, asked, "gram-gap", of, progress, ranks)
@@ -110,7 +123,12 @@ def of_layers(
 
 
 def bounds(
-    workspace: Workspace, asked: Asked, plan: Plan, rank: int | None, progress: Progress, ranks: Ranks = ALONE
+    workspace: Workspace,
+    asked: Asked,
+    plan: Plan = Plan(),  # noqa: B008 - it is frozen
+    rank: int | None = None,
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """KDA's bounds for every set of landmarks of the plan, next to the true gap."""
 
@@ -129,7 +147,12 @@ def bounds(
 
 
 def spectrum(
-    workspace: Workspace, asked: Asked, plan: Plan, draws: int, progress: Progress, ranks: Ranks = ALONE
+    workspace: Workspace,
+    asked: Asked,
+    plan: Plan = Plan(),  # noqa: B008 - it is frozen
+    draws: int = 5,
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """Eigenvalues of the kernels and of the landmarks' W, and Nystrom errors as landmarks grow."""
 
@@ -154,7 +177,11 @@ def spectrum(
 
 
 def correlation(
-    workspace: Workspace, asked: Asked, images: int | None, progress: Progress, ranks: Ranks = ALONE
+    workspace: Workspace,
+    asked: Asked,
+    images: int | None = None,
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """Both published forms of the class correlation of logits.
 
@@ -183,7 +210,12 @@ class Similarity:
 
 
 def similarity(
-    workspace: Workspace, asked: Asked, temperature: float, seed: int, progress: Progress, ranks: Ranks = ALONE
+    workspace: Workspace,
+    asked: Asked,
+    temperature: float = 1.0,
+    seed: int = 0,
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """Linear CKA and RSA in every layer, and of after_fc agreement, KL and calibration."""
     check_seed(seed)
@@ -201,7 +233,13 @@ def similarity(
     return of_layers(workspace, asked, "similarity", of, progress, ranks)
 
 
-def landmarks(workspace: Workspace, asked: Asked, plan: Plan, progress: Progress, ranks: Ranks = ALONE) -> list[Result]:
+def landmarks(
+    workspace: Workspace,
+    asked: Asked,
+    plan: Plan = Plan(),  # noqa: B008 - it is frozen
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
+) -> list[Result]:
     """Estimates from landmarks and the true loss over the training of runs that kept their weights."""
     if any(path.suffix == ".npy" for path in asked.students):
         raise UsageError("landmarks are followed over the training of a run; name the folder of one, not a file")

@@ -67,7 +67,7 @@ class Centre:
 
 @dataclass(frozen=True)
 class Centres:
-    """The centres of both sides over all samples, and how many of them this rank reads."""
+    """The centres of both sides over all samples. own: how many of these this rank reads."""
 
     student: Centre
     teacher: Centre

@@ -49,7 +49,7 @@ class ClassGap:
 
 @dataclass(frozen=True)
 class PairGap:
-    """The loss of the blocks (first, second) and (second, first) together, as in `ClassGap`."""
+    """The loss and the share of the blocks (first, second) and (second, first) together, as in `ClassGap`."""
 
     first: int
     second: int

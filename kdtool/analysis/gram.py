@@ -46,6 +46,7 @@ from kdtool.analysis.moments import (
 )
 from kdtool.engine.ranks import Alone, Ranks
 from kdtool.errors import UsageError, unknown
+from kdtool.progress import Progress, Silent
 
 ALGORITHMS = ("auto", "moments", "aligned", "blocked", "nystrom")
 ENTRIES = 50_000  # samples up to which kernels that are not linear are summed entry by entry
@@ -91,10 +92,16 @@ class Ask:
     landmarks: int
     seed: int
     ranks: Ranks
+    progress: Progress
 
 
 def transfer_loss(student: Features, teacher: Features, *, algorithm: str = "auto") -> float:
-    """KDA's kernel transfer loss ||K_T - K_S||_F / ||K_T||_F over all samples; inputs and errors as for `gram_gap`."""
+    """KDA's kernel transfer loss ||K_T - K_S||_F / ||K_T||_F over all n samples, exact, for linear kernels.
+
+    student (n, d_S), teacher (n, d_T): features of the same samples in one order, as arrays, tensors, or anything that
+    can be iterated again and again over chunks of rows. Algorithms and errors are those of
+    `kdtool.analysis.gram.gram_gap`.
+    """
     return gram_gap(student, teacher, algorithm=algorithm).loss
 
 
@@ -139,10 +146,17 @@ def gram_gaps(
     landmarks: int = LANDMARKS,
     seed: int = 0,
     ranks: Ranks | None = None,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
 ) -> dict[str, GramGap]:
     """`gram_gap` of several students of one teacher, whose features are read once for all of them by "moments"."""
     ask = Ask(
-        kernel if isinstance(kernel, Kernel) else Kernel(kernel), algorithm, block, landmarks, seed, ranks or Alone()
+        kernel if isinstance(kernel, Kernel) else Kernel(kernel),
+        algorithm,
+        block,
+        landmarks,
+        seed,
+        ranks or Alone(),
+        progress,
     )
     check(ask.kernel, ask.algorithm, ask.landmarks, ask.block)
     sides = all_widths([*students.values(), teacher], [*students, "teacher"])
@@ -219,12 +233,12 @@ def blocked(
     """The gap of any kernel, entry by entry."""
     kernels = [ask.kernel.fitted(student, "student"), ask.kernel.fitted(teacher, "teacher")]
     sides = in_memory(student, teacher, both, kernels)
-    gap = described(finished(entries(sides, ask.block, ask.ranks), both, "blocked"), kernels)
+    gap = described(finished(entries(sides, ask.block, ask.ranks, ask.progress), both, "blocked"), kernels)
     if labels is None:
         return gap
     known, _ = classes.check_labels(labels, gap.samples)
     order, starts = classes.sorted_by_class(known)
-    squares = class_entries(sides.of(order), starts, ask.block, ask.ranks)
+    squares = class_entries(sides.of(order), starts, ask.block, ask.ranks, ask.progress)
     return replace(gap, by_class=classes.class_gaps(squares, known))
 
 

@@ -34,6 +34,7 @@ from kdtool.analysis.features import (
 from kdtool.analysis.moments import Squares
 from kdtool.engine.ranks import Ranks
 from kdtool.errors import UsageError, unknown
+from kdtool.progress import Progress, Silent
 
 NAMES = ("linear", "cosine", "rbf", "polynomial")
 SUBSETS = 20  # disjoint subsets of samples behind an interval
@@ -166,17 +167,24 @@ def in_memory(student: Features, teacher: Features, both: tuple[int, int], kerne
     return Sides(scaled(s, power), scaled(t, power), kernels[0], kernels[1], power)
 
 
-def entries(sides: Sides, block: int, ranks: Ranks) -> Squares:
+def entries(
+    sides: Sides,
+    block: int,
+    ranks: Ranks,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+) -> Squares:
     """The squared norms from the entries of both kernels; a block beside the diagonal stands for two.
 
     Each rank takes its part of the rows of blocks.
     """
     s, t = sides.student, sides.teacher
     total = np.zeros(3)
-    for number, i in enumerate(range(0, len(s), block)):
-        if number % ranks.size != ranks.rank:
-            continue
+    starts = range(0, len(s), block)
+    mine = range(ranks.rank, len(starts), ranks.size)
+    progress.begin("kernel blocks", sum(len(starts) - number for number in mine))
+    for i in starts[ranks.rank :: ranks.size]:
         for j in range(i, len(s), block):
+            progress.advance(1)
             own = sides.student_kernel(s[i : i + block], s[j : j + block])
             other = sides.teacher_kernel(t[i : i + block], t[j : j + block])
             weight = 1 if i == j else 2
@@ -187,16 +195,24 @@ def entries(sides: Sides, block: int, ranks: Ranks) -> Squares:
     return Squares(difference, other_square, own_square, len(s), sides.exponent)
 
 
-def class_entries(sides: Sides, starts: npt.NDArray[np.int64], block: int, ranks: Ranks) -> Matrix:
+def class_entries(
+    sides: Sides,
+    starts: npt.NDArray[np.int64],
+    block: int,
+    ranks: Ranks,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+) -> Matrix:
     """Sums over pairs of classes of (K_S - K_T)^2, K_T^2 and K_S^2, (3, classes, classes), entry by entry.
 
     The samples are sorted by class; starts: where every class begins, and the end.
     """
     total = np.zeros((3, len(starts) - 1, len(starts) - 1))
-    for number, i in enumerate(range(0, len(sides.student), block)):
-        if number % ranks.size != ranks.rank:
-            continue
-        for j in range(0, len(sides.student), block):
+    places = range(0, len(sides.student), block)
+    mine = places[ranks.rank :: ranks.size]
+    progress.begin("blocks by class", len(mine) * len(places))
+    for i in mine:
+        for j in places:
+            progress.advance(1)
             rows, columns = (np.arange(k, min(k + block, len(sides.student))) for k in (i, j))
             own = sides.student_kernel(sides.student[rows], sides.student[columns])
             other = sides.teacher_kernel(sides.teacher[rows], sides.teacher[columns])

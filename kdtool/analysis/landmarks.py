@@ -27,8 +27,9 @@ STRATEGIES = ("class", "random", "kmeans")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which landmarks are taken. count: of random images and of k-means clusters, None for one a class.
+    """Which landmarks are taken. strategies: some of class, random and kmeans.
 
+    count: of random images and of k-means clusters, None for one a class. seed: of both.
     per_class: k-means within every class, so many clusters in each, as figure 7; `count` does not matter then.
     """
 
@@ -115,7 +116,7 @@ class Snapshot:
 @dataclass(frozen=True)
 class Agreement:
     """How estimates follow the true loss over the epochs: Pearson's correlation (None for fewer than three epochs, or
-    for values that do not change), and the mean ratio of estimate and truth.
+    for values that do not change), and `mean_ratio`, of estimate and truth. whitened: of the W variant.
     """
 
     landmarks: str

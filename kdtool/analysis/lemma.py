@@ -21,7 +21,10 @@ ROUNDING = 1e-12  # of r^2: equal sides of the inequality may differ by so much
 
 @dataclass(frozen=True)
 class Lemma:
-    """How Lemma 1 stands. share: of the pairs for which it holds, to within 1e-12 r^2; left and right: its sides."""
+    """How Lemma 1 stands. share: of the pairs for which it holds, to within 1e-12 r^2.
+
+    mean_left, largest_left, mean_right: of its two sides.
+    """
 
     pairs: int
     share: float

@@ -20,7 +20,10 @@ from kdtool.engine.ranks import Ranks
 
 @dataclass(frozen=True)
 class SideMeasures:
-    """||K||_F, ||C||_F, ||A||_2, ||K - A A'||_F, ||X - D[y]||_F and ||X (X - D[y])'||_F of one side."""
+    """||K||_F, ||C||_F, ||A||_2, ||K - A A'||_F, ||X - D[y]||_F and ||X (X - D[y])'||_F of one side.
+
+    distance is the fifth and weighted_distance the sixth.
+    """
 
     kernel_norm: float
     column_norm: float
@@ -32,7 +35,7 @@ class SideMeasures:
 
 @dataclass(frozen=True)
 class Measures:
-    """Both sides, student first, with what compares them; names as in `kdtool.analysis.bounds`."""
+    """Both sides, student first, with what compares them; r, term_b and the others as in `kdtool.analysis.bounds`."""
 
     sides: tuple[SideMeasures, SideMeasures]
     samples: int
@@ -44,7 +47,10 @@ class Measures:
 
 @dataclass(eq=False)
 class SideSums:
-    """Sums over samples: X'X, E'E for E = X - D[y] and R'R for R = X (I - P), all (d, d); the largest norm of a row."""
+    """Sums over samples: X'X, E'E for E = X - D[y] and R'R for R = X (I - P), all (d, d); the largest norm of a row.
+
+    landmarks: D; kept: what P projects onto. features, offsets and rest are the three sums.
+    """
 
     landmarks: Matrix
     kept: Subspace

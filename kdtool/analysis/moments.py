@@ -45,7 +45,7 @@ class Squares:
 
 @dataclass(frozen=True)
 class Moments:
-    """S'S (d_S, d_S), T'T (d_T, d_T) and S'T (d_S, d_T), summed over n samples.
+    """S'S (d_S, d_S), T'T (d_T, d_T) and, as `cross`, S'T (d_S, d_T), summed over n samples.
 
     They are divided by 4^student_exponent, 4^teacher_exponent and 2^(sum of both).
     """
@@ -178,7 +178,10 @@ def check_again(first: int, again: int) -> None:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The rotation of the narrower side onto the wider one, and the exponent by which both are divided."""
+    """The rotation of the narrower side onto the wider one, and the exponent by which both are divided.
+
+    narrow_student: whether the narrower side is the student's.
+    """
 
     rotation: Matrix
     narrow_student: bool

@@ -20,11 +20,13 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Asked:
-    """Which pairs are wanted.
+    """Which students an analysis compares with their teacher, in which layers, over which images.
 
     students: folders of finished runs, or .npy files of features (n, d), which need `teacher` to be one too. layers:
-    taps; of files the one that they hold. labels: an .npy file (n,) that belongs to them. fresh: run the teacher
-    instead of reading its features from the cache.
+    taps; of files the one that they hold. part: train, validation or test, un-augmented. fresh: run the teacher instead
+    of reading its features from the cache. device: where networks run, "auto" for a CUDA device where there is one.
+    data_folder: where the files of the data set lie, None for where `teach` found them. labels: an .npy file (n,) that
+    belongs to files of features.
     """
 
     students: tuple[Path, ...]

@@ -29,18 +29,20 @@ from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen
 from kdtool.errors import DamageError, UsageError, unknown
 from kdtool.models import create, parameters
-from kdtool.progress import Progress, StopRequest
+from kdtool.progress import Progress, Silent, StopRequest
 
 SPREAD = 0.01  # standard deviation of the first weights of a linear probe
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What was asked for.
+    """What is asked of `probe`.
 
     run: the folder of a run whose network is probed; stage: of its stages, the one at whose end the weights are taken
-    ("" for the last). whole: everything trains, and the new classifier begins as the network's own does. image_size,
-    crop: None for those that the network was trained with.
+    ("" for the last). data, data_folder, validation, few_shot: the other data set, as of `TeachConfig`. whole:
+    everything trains, and the new classifier begins as the network's own does. batchnorm: whether the statistics of a
+    network that does not train stay ("eval") or follow the data ("train"). image_size, crop: None for those that the
+    network was trained with.
     """
 
     run: Path
@@ -106,9 +108,16 @@ def probe_config(values: Values, run: Path, **flags: Any) -> ProbeConfig:
 
 
 def probe(
-    config: ProbeConfig, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
+    config: ProbeConfig,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+    stop: StopRequest | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> dict[str, Any]:
-    """Trains the classifier, or all, and writes a folder into that of the run; gives the result."""
+    """Trains the classifier, or all, and writes a folder into that of the run; gives the result.
+
+    stop: asked at every safe point; without one only an exception ends it. Whatever stops it, the next call goes on.
+    """
+    stop = stop or StopRequest()
     if config.data not in data.DATASETS:
         raise unknown("data set", config.data, data.DATASETS)
     device = choose_device(config.device)

@@ -38,8 +38,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. Accuracies in percent; seconds by part, "total" among them.
+    """One finished run.
 
+    last, best, selected: test accuracy in percent after the last epoch, the highest of all, and that of the weights
+    which are best on validation. seconds: by part, "total" among them. analysed: what analyses found.
     samples: training images; teacher_seconds: what an answer of the teacher took when the cache was filled; cache_bytes
     and tap_bytes: of the targets, and of the float32 maps that they stand for, in all views; each None where a result
     does not say so.

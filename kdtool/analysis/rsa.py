@@ -48,7 +48,8 @@ class RSA:
 
     pearson: exact, over `pairs` pairs of `samples` samples; left_out: further samples, whose features are all equal on
     one of the sides, so that they correlate with nothing. spearman: over all pairs where `subsets` is 1 (up to 1,024
-    samples), else the mean of so many disjoint random subsets of `subset_samples` samples, with a 95 % interval; None
+    samples), else the mean of so many disjoint random subsets of `subset_samples` samples, with a 95 % interval
+    (spearman_interval); None
     where all dissimilarities of a subset are equal.
     """
 

@@ -28,7 +28,8 @@ CHUNK = 512  # images whose placements are drawn together: the working memory st
 class Augmentation:
     """Zero padding of `pad` pixels on all sides, a crop of the original size, and mirroring where `flip` is set.
 
-    A view gives every image one of its placements; no placement comes twice in the views of an image.
+    A view gives every image one of its placements, drawn under `seed`; no placement comes twice in the views of an
+    image.
     """
 
     pad: int = 4

@@ -22,7 +22,10 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Form:
-    """One published form: its archive and folder, the files of the two parts and of the class names, their readers."""
+    """One published form: its archive and folder, the files of the two parts and of the class names.
+
+    read_part, read_names: what reads these files.
+    """
 
     archive: str
     folder: str

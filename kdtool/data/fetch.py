@@ -45,6 +45,35 @@ def fetch(name: str, folder: Path, archives: Sequence[Path] = (), progress: Prog
     Raises UsageError for a data set that has to be got by hand, with what to do; DamageError for a file that has
     another checksum than the published one or is no sound archive; ResourceError where network or disk fail.
     """
+    source, given, form = _chosen(name, folder, archives)
+    return [_one(file, source, folder, given, progress or Silent()) for file in form]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What would become of a published file.
+
+    place: where it, or what it holds, comes to lie; held: the file that is there already, or is `place` itself, None
+    where it would be downloaded from `address`.
+    """
+
+    name: str
+    place: Path
+    held: Path | None
+    address: str
+
+
+def would_fetch(name: str, folder: Path, archives: Sequence[Path] = ()) -> list[Wanted]:
+    """What `fetch` would do; uses no network and writes nothing. Errors are those before the first file is touched."""
+    source, given, form = _chosen(name, folder, archives)
+    return [
+        Wanted(file.name, folder / source.folder / file.gives, _found(file, source, folder, given), file.address)
+        for file in form
+    ]
+
+
+def _chosen(name: str, folder: Path, archives: Sequence[Path]) -> tuple[Source, dict[str, Path], tuple[File, ...]]:
+    """The source of a data set, the user's own archives of it, and the form to take."""
     if name not in SOURCES:
         raise unknown("published data set", name, SOURCES)
     source = SOURCES[name]
@@ -57,7 +86,7 @@ def fetch(name: str, folder: Path, archives: Sequence[Path] = (), progress: Prog
             f"{name} cannot be downloaded by a command: {source.advice}; put {', '.join(lacking)} into {folder} "
             f"and run `{command}`"
         )
-    return [_one(file, source, folder, given, progress or Silent()) for file in form]
+    return source, given, form
 
 
 def _given(name: str, source: Source, archives: Sequence[Path]) -> dict[str, Path]:

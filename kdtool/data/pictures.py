@@ -64,7 +64,7 @@ FINDINGS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What one look at a file gave."""
+    """What one look at a file gave. finding: one of those above, by its number."""
 
     finding: int
     sha256: bytes = bytes(32)

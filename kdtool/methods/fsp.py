@@ -74,7 +74,7 @@ def _listed(widths: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Flow:
-    """The matrix of two maps: `values` (B, C_upper, C_lower)."""
+    """The matrix of two maps, of the taps lower and upper: `values` (B, C_upper, C_lower)."""
 
     lower: str
     upper: str

@@ -31,7 +31,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 @dataclass(frozen=True)
 class KD(Method):
-    """Softened logits. Alone: 0.1 cross-entropy + 0.9 KD at T = 4 (RepDistiller); combined by `--with kd`: weight 1."""
+    """Softened logits. Alone: 0.1 cross-entropy + 0.9 KD at T = 4 (RepDistiller); combined by `--with kd`: weight 1.
+
+    task: weight of the cross-entropy.
+    """
 
     name: ClassVar[str] = "kd"
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"

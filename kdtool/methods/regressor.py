@@ -24,7 +24,7 @@ from kdtool.methods.protocol import need
 
 @dataclass(frozen=True)
 class Geometry:
-    """A convolution as sizes: of its kernel (height, width), its stride and its padding."""
+    """A convolution, or a transposed one, as sizes: of its kernel (height, width), its stride and its padding."""
 
     kernel: tuple[int, int]
     stride: int = 1

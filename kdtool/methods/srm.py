@@ -89,7 +89,10 @@ def image_loss(student_similarity: Tensor, image_labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseLabels:
-    """The labels of a map: `pixel` (H, W) uint16 and `image` (M,); a vector is a map of one pixel."""
+    """The labels of a map: `pixel` (H, W) uint16 and `image` (M,); a vector is a map of one pixel.
+
+    mu, sparsity, kernel: of the dictionary, as in `SRM`.
+    """
 
     tap: str
     mu: float

@@ -37,7 +37,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came of a file: its SHA-256, the tensors that were loaded, and those that stay as they were."""
+    """What came of a file: its SHA-256, the tensors that were loaded, and (new) those that stay as they were."""
 
     file: str
     sha256: str

@@ -1,0 +1,136 @@
+"""How good a trained network is on labelled, un-augmented images: accuracy, by class too, cross-entropy, calibration.
+
+The images are those of the data set that it learned, or others with the same classes, which are brought to the size and
+normalised as it learned it. Left out: what a student has of its teacher (predictions, similarity), and files of runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdtool import data
+from kdtool.analysis.predictions import Quality, Tally
+from kdtool.data.dataset import NO_LABEL, Dataset
+from kdtool.data.images import images_of
+from kdtool.data.preparation import at_size
+from kdtool.engine.device import choose_device, exact, placed
+from kdtool.engine.evaluate import BATCH, clean_batches
+from kdtool.engine.trained import TrainedNetwork, load_network
+from kdtool.engine.workspace import Seen, load_data
+from kdtool.errors import UsageError, unknown
+from kdtool.progress import Progress, Silent
+
+PARTS = ("test", "train")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images a network is asked for.
+
+    part: "test" or "train", as the data set is published. data: the name of another data set with the same classes,
+    None for the one that the network learned, whose content is then compared. folder: where its files lie.
+    """
+
+    part: str = "test"
+    data: str | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Of the labelled images of one class, the share that is told right, in percent; None where there are none."""
+
+    name: str
+    images: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """weights: the file. images: how many have a label; only they count. top1, top5: in percent, top5 None for fewer
+    than 6 classes. quality: cross-entropy, Brier score, calibration, as shares from 0 to 1.
+    """
+
+    weights: str
+    data: str
+    part: str
+    images: int
+    top1: float
+    top5: float | None
+    quality: Quality
+    classes: tuple[ClassAccuracy, ...]
+
+
+def evaluate(
+    weights: Path | str,
+    asked: Images = Images(),
+    device: str = "auto",
+    progress: Progress = Silent(),  # noqa: B008
+) -> Evaluation:
+    """Evaluates the network of a file of weights, see `load_network`, in float32.
+
+    UsageError for an unknown part, one without labels, and another number of classes; IdentityError where the data set
+    that it learned has other content now.
+    """
+    network = load_network(weights)
+    if asked.part not in PARTS:
+        raise unknown("part", asked.part, PARTS)
+    found = images_for(network.seen, asked, progress)
+    return _evaluated(str(weights), network, found, asked.part, choose_device(device), progress)
+
+
+def images_for(seen: Seen, asked: Images, progress: Progress) -> Dataset:
+    """The images that are asked for, as the network saw its own."""
+    if asked.data is None:
+        return load_data(seen, asked.folder, progress)
+    found = data.load(asked.data, Path(asked.folder) if asked.folder else None, progress)
+    if found.classes != seen.classes:
+        raise UsageError(
+            f"the data set {asked.data} has {found.classes} classes and the network tells {seen.classes} apart; the "
+            "same classes in the same order are expected"
+        )
+    return at_size(found, seen.rule(), seen.image_shape, progress)
+
+
+@torch.no_grad()
+def _evaluated(
+    weights: str, trained: TrainedNetwork, found: Dataset, name: str, device: torch.device, progress: Progress
+) -> Evaluation:
+    part = found.train if name == "train" else found.test
+    rows = np.flatnonzero(part.labels != NO_LABEL)
+    if not len(rows):
+        raise UsageError(f"no image of the {name} part of {found.name} has a label; take another --part")
+    labels, seen = part.labels[rows], trained.seen
+    images = images_of(part, rows, seen.rule(), seen.mean, seen.std, device)
+    network = placed(trained.network, device, "float32").eval()
+    tally, right, near = Tally(), np.zeros(seen.classes, np.int64), 0
+    progress.begin("evaluate", len(rows))
+    for (first, stop), pixels in clean_batches(images, len(rows), BATCH):
+        with exact():
+            logits = network(pixels).double().cpu().numpy()
+        known = labels[first:stop]
+        tally.add(logits, known)
+        right += np.bincount(known[logits.argmax(1) == known], minlength=seen.classes)
+        if seen.classes > 5:
+            near += int((np.argpartition(-logits, 4, axis=1)[:, :5] == known[:, None]).sum())
+        progress.advance(stop - first)
+    quality = tally.quality()
+    assert quality is not None
+    counts = np.bincount(labels, minlength=seen.classes)
+    return Evaluation(
+        weights=weights,
+        data=found.name,
+        part=name,
+        images=len(rows),
+        top1=100 * quality.accuracy,
+        top5=100 * near / len(rows) if seen.classes > 5 else None,
+        quality=quality,
+        classes=tuple(
+            ClassAccuracy(of, int(count), 100 * int(good) / int(count) if count else None)
+            for of, count, good in zip(found.class_names, counts, right, strict=True)
+        ),
+    )
