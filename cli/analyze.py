@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line, print_table
 from kdtool.cli.probe import probe
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
     from kdtool.engine.ranks import Ranks
     from kdtool.progress import Progress
 
-app = typer.Typer(no_args_is_help=True, help="Measure what a student took over.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def analyze() -> None:
-    """Measure what a student took over."""
+    """Measure what a student took over.
+
+    Example: kdtool analyze gram-gap
+    """
 
 
 @dataclass
@@ -38,18 +42,40 @@ class Common:
 
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of runs, or .npy files of features.  [default: the newest student]"),
+        typer.Argument(
+            metavar="RUN",
+            autocompletion=complete.runs,
+            help="Folders of runs, or .npy files of features.  [default: the newest student]",
+        ),
     ] = None
     layers: Annotated[
-        list[str] | None, typer.Option("--layer", help="Layer; repeat.  [default: before_fc and after_fc]")
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            metavar="TAP",
+            autocompletion=complete.taps,
+            help="Layer; repeat.  [default: before_fc and after_fc]",
+        ),
     ] = None
-    part: Annotated[str, typer.Option("--part", help="train, validation or test, un-augmented.")] = "train"
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part", metavar="PART", autocompletion=complete.parts, help="train, validation or test, un-augmented."
+        ),
+    ] = "train"
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the teacher instead of reading the cache.")] = False
-    teacher: Annotated[Path | None, typer.Option("--teacher", help=".npy file of the teacher's features.")] = None
-    labels: Annotated[Path | None, typer.Option("--labels", help=".npy file of the labels of such features.")] = None
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write a plot of all students (.svg, .png or .pdf).")] = (
-        None
-    )
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher", metavar="FILE.npy", help="The teacher's features, with students that are .npy files."
+        ),
+    ] = None
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE.npy", help="The labels of such features.")
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot of all students (.svg, .png or .pdf).")
+    ] = None
     device: o.Device = None
     data_folder: o.DataFolder = None
     cache: o.CachePath = None
@@ -164,23 +190,35 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 Gamma = Annotated[
-    float | None, typer.Option("--gamma", help="Of rbf and polynomial.  [default: from each side's own scale]")
+    float | None,
+    typer.Option("--gamma", metavar="NUMBER", help="Of rbf and polynomial.  [default: from each side's own scale]"),
 ]
 
 
 @analysis("gram-gap")
 def gram_gap(
     common: Common,
-    kernel: Annotated[str, typer.Option("--kernel", help="linear, cosine, rbf or polynomial.")] = "linear",
+    kernel: Annotated[
+        str,
+        typer.Option(
+            "--kernel", metavar="KERNEL", autocompletion=complete.kernels, help="linear, cosine, rbf or polynomial."
+        ),
+    ] = "linear",
     gamma: Gamma = None,
-    degree: Annotated[int, typer.Option("--degree", help="Of the polynomial kernel.")] = 3,
-    constant: Annotated[float, typer.Option("--constant", help="Of the polynomial kernel.")] = 1.0,
+    degree: Annotated[int, typer.Option("--degree", metavar="N", help="Of the polynomial kernel.")] = 3,
+    constant: Annotated[float, typer.Option("--constant", metavar="NUMBER", help="Of the polynomial kernel.")] = 1.0,
     algorithm: Annotated[
-        str, typer.Option("--algorithm", help="auto, moments, aligned, blocked (entry by entry) or nystrom.")
+        str,
+        typer.Option(
+            "--algorithm",
+            metavar="NAME",
+            autocompletion=complete.algorithms,
+            help="auto, moments, aligned, blocked (entry by entry) or nystrom.",
+        ),
     ] = "auto",
-    landmarks: Annotated[int, typer.Option("--landmarks", help="Landmarks of nystrom.")] = 1000,
+    landmarks: Annotated[int, typer.Option("--landmarks", metavar="N", help="Landmarks of nystrom.")] = 1000,
     by_class: Annotated[bool, typer.Option("--by-class", help="Within and between classes, too.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of what nystrom draws.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what nystrom draws.")] = 0,
 ) -> None:
     """Kernel transfer loss over all images of a part.
 
@@ -232,13 +270,21 @@ def worst_class(result: "Result") -> str:
 
 Kinds = Annotated[
     list[str] | None,
-    typer.Option("--kind", help="Landmarks: class, random or kmeans; repeat.  [default: all three]"),
+    typer.Option(
+        "--kind",
+        metavar="KIND",
+        autocompletion=complete.landmarks,
+        help="Landmarks: class, random or kmeans; repeat.  [default: all three]",
+    ),
 ]
 Count = Annotated[
-    int | None, typer.Option("--count", help="Random and k-means landmarks.  [default: one for each class]")
+    int | None,
+    typer.Option("--count", metavar="N", help="Random and k-means landmarks.  [default: one for each class]"),
 ]
-PerClass = Annotated[int | None, typer.Option("--per-class", help="k-means within every class, so many centres each.")]
-DrawSeed = Annotated[int, typer.Option("--seed", help="Of random images and of k-means.")]
+PerClass = Annotated[
+    int | None, typer.Option("--per-class", metavar="N", help="k-means within every class, so many centres each.")
+]
+DrawSeed = Annotated[int, typer.Option("--seed", metavar="N", help="Of random images and of k-means.")]
 
 
 def plan_of(kinds: Sequence[str] | None, count: int | None, per_class: int | None, seed: int) -> "Plan":
@@ -255,7 +301,7 @@ def bounds(
     count: Count = None,
     per_class: PerClass = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", help="Largest eigenvalues of W that are kept.  [default: all]")
+        int | None, typer.Option("--rank", metavar="N", help="Largest eigenvalues of W that are kept.  [default: all]")
     ] = None,
     seed: DrawSeed = 0,
 ) -> None:
@@ -292,7 +338,7 @@ def assumptions(result: "Result") -> list[str]:
     share = f"{100 * result['lemma_1']['share']:.1f} % of {result['lemma_1']['pairs']:,} pairs"
     return [
         f"{result['landmarks']} ({result['count']}): gap {result['gap']:.3g}, c {result['c']:.3g}, r {result['r']:.3g}",
-        f"  of W_S and W_T the smallest eigenvalues are {smallest}, the ranks {ranks}",
+        f"  W_S and W_T: smallest eigenvalues {smallest}, ranks {ranks}",
         f"  Lemma 1 holds for {share}",
         f"  Theorem 2: a {result['term_a']:.3g}, tighter {result['term_a_tighter']:.3g}, and b {result['term_b']:.3g}",
         *(f"  fails: {reason}" for reason in failing),
@@ -311,7 +357,7 @@ def spectrum(
     kinds: Kinds = None,
     count: Count = None,
     per_class: PerClass = None,
-    draws: Annotated[int, typer.Option("--draws", help="Draws of random landmarks.")] = 5,
+    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random landmarks.")] = 5,
     seed: DrawSeed = 0,
 ) -> None:
     """Eigenvalues of kernels and landmarks; what Nystrom can reach.
@@ -325,7 +371,7 @@ def spectrum(
         "side": lambda result: "student\nteacher",
         "width": lambda result: "\n".join(str(result[side]["width"]) for side in ("student", "teacher")),
         "effective rank": lambda result: both(result, "effective_rank"),
-        "participation": lambda result: both(result, "participation_ratio"),
+        "particip. ratio": lambda result: both(result, "participation_ratio"),
         **{f"W {name}, smallest": functools.partial(smallest, name) for name in plan.strategies},
     }
     finish(
@@ -386,7 +432,8 @@ def estimates(place: int, key: str, result: "Result") -> str:
 def correlation(
     common: Common,
     images: Annotated[
-        int | None, typer.Option("--images", help="First images of the standardised form; 0 for all.  [default: 256]")
+        int | None,
+        typer.Option("--images", metavar="N", help="First images of the standardised form; 0 for all.  [default: 256]"),
     ] = None,
 ) -> None:
     """Class correlations of both networks' logits.
@@ -417,8 +464,8 @@ def correlation(
 @analysis("similarity")
 def similarity(
     common: Common,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of the KL divergence.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the subsets of Spearman's RSA.")] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", metavar="NUMBER", help="Of the KL divergence.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the subsets of Spearman's RSA.")] = 0,
 ) -> None:
     """CKA, RSA, agreement, KL and calibration.
 

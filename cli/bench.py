@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line, print_table
 
@@ -17,7 +18,11 @@ BUSY = 0.5  # of the cores: a load from which on figures suffer
 
 Parts = Annotated[
     list[str] | None,
-    typer.Argument(help="steps, live, layout, extract, reading, kernels, start, memory.  [default: all]"),
+    typer.Argument(
+        metavar="PART",
+        autocompletion=complete.bench_parts,
+        help="steps, live, layout, extract, reading, kernels, start, memory.  [default: all]",
+    ),
 ]
 
 

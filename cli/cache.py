@@ -10,20 +10,30 @@ from kdtool.cli.console import Shown, folded, in_units, need_terminal, print_jso
 from kdtool.errors import DamageError
 
 if TYPE_CHECKING:
+    from kdtool.cache import Dropped
     from kdtool.engine.folder import Workspace
     from kdtool.engine.recorded import Again
+    from kdtool.engine.repair import Mended
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look into a cache, check, mend, shrink and move it.", rich_markup_mode=None
+    no_args_is_help=True,
+    help="Look into a cache, check, mend, shrink and move it.\n\nExample: kdtool cache info",
+    rich_markup_mode=None,
 )
 
-Place = Annotated[Path | None, typer.Argument(help="The cache.  [default: cache.zarr]")]
-Replay = Annotated[int | None, typer.Option("--replay", help="Ask the teacher for so many random rows again.")]
-Keys = Annotated[list[str] | None, typer.Option("--key", help="Drop this key; repeat for several.")]
-Fits = Annotated[list[str] | None, typer.Option("--fit", help="Drop this fit; repeat for several.")]
-KeepViews = Annotated[int | None, typer.Option("--keep-views", help="Drop all views but the first so many.")]
+Place = Annotated[Path | None, typer.Argument(metavar="CACHE", help="The cache.  [default: cache.zarr]")]
+Replay = Annotated[
+    int | None, typer.Option("--replay", metavar="N", help="Ask the teacher for so many random rows again.")
+]
+Keys = Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="Drop this key; repeat for several.")]
+Fits = Annotated[list[str] | None, typer.Option("--fit", metavar="FIT", help="Drop this fit; repeat for several.")]
+KeepViews = Annotated[
+    int | None, typer.Option("--keep-views", metavar="N", help="Drop all views but the first so many.")
+]
 Sure = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-Own = Annotated[list[str] | None, typer.Option("--for", help="Method of your own whose keys the cache holds.")]
+Own = Annotated[
+    list[str] | None, typer.Option("--for", metavar="METHOD", help="Method of your own whose keys the cache holds.")
+]
 
 
 @app.command("info")
@@ -89,10 +99,10 @@ def verify(
         check_replay(rows, again)
     with Shown(quiet) as shown:
         if path.is_file():
-            shown.begin("verify", path.stat().st_size)
+            shown.begin("verify", path.stat().st_size, unit="B")
             problems = verify_hdf5(path, shown.advance)
         else:
-            shown.begin("verify", _size(path))
+            shown.begin("verify", _size(path), unit="B")
             problems = run(path, shown.advance)
     if not json:
         for problem in problems:
@@ -145,6 +155,7 @@ def repair(
     device: o.Device = None,
     data_folder: o.DataFolder = None,
     folder: o.Folder = Path(),
+    dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -154,14 +165,18 @@ def repair(
     """
     from kdtool.cache import verify as run
     from kdtool.engine.repair import repair as mend
-    from kdtool.progress import stoppable
+    from kdtool.engine.repair import would_repair
 
-    workspace = o.open_workspace(folder, cache)
-    with Shown(quiet) as shown, stoppable() as stop:
-        shown.begin("look", _size(workspace.cache))
-        found = mend(workspace, o.again(device, data_folder, own), shown, stop)
-        shown.begin("verify", _size(workspace.cache))
-        left = run(workspace.cache, shown.advance)
+    workspace, asked = o.open_workspace(folder, cache), o.again(device, data_folder, own)
+    with Shown(quiet) as shown, shown.stoppable() as stop:
+        shown.begin("look", _size(workspace.cache), unit="B")
+        found = would_repair(workspace, asked, shown) if dry_run else mend(workspace, asked, shown, stop)
+        if not dry_run:
+            shown.begin("verify", _size(workspace.cache), unit="B")
+            left = run(workspace.cache, shown.advance)
+    if dry_run:
+        _show_repair(workspace.cache, found, json)
+        return
     if json:
         print_json({"written_again": list(found.again), "recomputed": list(found.chunks)})
     else:
@@ -173,31 +188,51 @@ def repair(
         print_line(f"{workspace.cache} is intact")
 
 
+def _show_repair(path: Path, found: "Mended", json: bool) -> None:
+    if json:
+        print_json({"dry_run": True, "written_again": list(found.again), "recomputed": list(found.chunks)})
+        return
+    for line in found.again:
+        print_line(f"would mend {line}")
+    for name in found.chunks:
+        print_line(f"{name}: the teacher would be asked again")
+    if not (found.again or found.chunks):
+        print_line(f"{path} is intact")
+    print_line("dry run: nothing was written")
+
+
 @app.command()
 def drop(
     cache: Place = None,
-    keys: Annotated[list[str] | None, typer.Option("--key", help="Drop this key; repeat for several.")] = None,
-    fits: Annotated[list[str] | None, typer.Option("--fit", help="Drop this fit; repeat.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", metavar="KEY", help="Drop this key; repeat for several.")
+    ] = None,
+    fits: Annotated[list[str] | None, typer.Option("--fit", metavar="FIT", help="Drop this fit; repeat.")] = None,
     keep_views: Annotated[
-        int | None, typer.Option("--keep-views", help="Drop all views but the first so many.")
+        int | None, typer.Option("--keep-views", metavar="N", help="Drop all views but the first so many.")
     ] = None,
     sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     folder: o.Folder = Path(),
+    dry_run: o.DryRun = False,
     json: o.Json = False,
 ) -> None:
     """Take keys, fits or the last views out, and get their space back.
 
     Example: kdtool cache drop --keep-views 4 --key before_fc
     """
-    from kdtool.cache import Choice, dropped_bytes
+    from kdtool.cache import Choice, would_drop
     from kdtool.cache import drop as run
 
     choice = Choice(keys or [], fits or [], keep_views)
     path = o.open_workspace(folder, cache).cache
-    freed = dropped_bytes(path, choice)
+    found = would_drop(path, choice)
+    if dry_run:
+        _show_drop(path, found, json)
+        return
     if not sure:
         need_terminal("--yes")
-        typer.confirm(f"Drop {in_units(freed)} of {path}? Only the teacher can give them again.", abort=True, err=True)
+        asked = f"Drop {in_units(found.bytes)} of {path}? Only the teacher can give them again."
+        typer.confirm(asked, abort=True, err=True)
     freed = run(path, choice)
     if json:
         print_json({"freed": freed})
@@ -205,9 +240,21 @@ def drop(
         print_line(f"{path}: {in_units(freed)} dropped")
 
 
+def _show_drop(path: Path, found: "Dropped", json: bool) -> None:
+    if json:
+        print_json({"dry_run": True, "freed": found.bytes, **{k: v for k, v in vars(found).items() if k != "bytes"}})
+        return
+    for key, (now, then) in found.views.items():
+        print_line(f"{key}: {f'{now - then} of {now} views' if then else 'the whole key'}")
+    for fit in found.fits:
+        print_line(f"{fit}: the fit")
+    print_line(f"{path}: {in_units(found.bytes)} would be dropped, {in_units(found.left)} stay")
+    print_line("dry run: nothing was written")
+
+
 @app.command("export")
 def export_file(
-    file: Annotated[Path, typer.Argument(help="The HDF5 file to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The HDF5 file to write.")],
     cache: o.CachePath = None,
     folder: o.Folder = Path(),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
@@ -221,14 +268,14 @@ def export_file(
 
     path = o.open_workspace(folder, cache).cache
     with Shown(quiet) as shown:
-        shown.begin("export", int(info(path)["bytes"]))
+        shown.begin("export", int(info(path)["bytes"]), unit="B")
         export_hdf5(path, file, shown.advance, overwrite=overwrite)
     print_line(f"{file}: {in_units(file.stat().st_size)}")
 
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="An HDF5 file that export wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An HDF5 file that export wrote.")],
     cache: o.CachePath = None,
     folder: o.Folder = Path(),
     quiet: o.Quiet = False,
@@ -241,7 +288,7 @@ def import_file(
 
     path = o.open_workspace(folder, cache).cache
     with Shown(quiet) as shown:
-        shown.begin("import", file.stat().st_size if file.is_file() else 0)
+        shown.begin("import", file.stat().st_size if file.is_file() else 0, unit="B")
         import_hdf5(file, path, shown.advance)
     print_line(f"{path}: {in_units(info(path)['bytes'])}, identity {info(path)['identity_digest'][:12]}")
 

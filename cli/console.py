@@ -3,19 +3,62 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from kdtool.errors import UsageError, printable
+from kdtool.progress import StopRequest, stoppable
 
-PLAIN_SECONDS = 10.0  # between two lines of progress where stderr is no terminal
+PLAIN_SECONDS = 10.0  # between two lines of progress where stderr is no terminal that can draw a bar
+WIDEST = 100  # columns of a bar
+PATIENCE_SECONDS = 1.0  # from a signal until it is said that something still works on
+
+
+class _Bars(Bars):
+    """Bars that are as wide as the terminal, to a limit."""
+
+    def get_renderable(self) -> RenderableType:
+        """What is drawn."""
+        return Constrain(super().get_renderable(), WIDEST)
+
+
+@dataclass
+class _Task:
+    """A task as it is shown. before: what was done when it began; left: when another one was shown in its place."""
+
+    name: str
+    total: int
+    before: int
+    unit: str
+    started: float
+    done: int = 0
+    left: float = 0.0
+
+    def text(self, now: float) -> str:
+        """Count, rate and time left."""
+        rate = (self.done - self.before) / max(now - self.started, 1e-9)
+        if self.unit == "B":
+            scale = next((unit for unit in _BYTES if self.total < 1000 * unit[0]), _BYTES[-1])
+            count = f"{self.done / scale[0]:.1f}/{self.total / scale[0]:.1f} {scale[1]}"
+            speed = f"{in_units(rate)}/s"
+        else:
+            count, speed = f"{self.done:,}/{self.total:,}", f"{_digits(rate)}/s"
+        if rate <= 0:
+            return count
+        return f"{count}, {speed}, {_duration(max(self.total - self.done, 0) / rate)} left"
+
+
+_BYTES = ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
 
 
 class Shown:
@@ -24,20 +67,21 @@ class Shown:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
-        self.bars = Bars(
-            TextColumn("{task.description:<8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+        self.drawn = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
+        self.bars = _Bars(
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True), markup=False),
             console=self.console,
-            disable=quiet or not self.console.is_terminal,
+            disable=not self.drawn,
             transient=True,
+            expand=True,
         )
-        self.task: Any = None
-        self.name, self.total, self.done = "", 0, 0
-        self.started = self.told = time.monotonic()
-        self.before = 0
+        self.task: _Task | None = None
+        self.others: dict[tuple[str, int], _Task] = {}  # that may be taken up again
+        self.bar: Any = None
+        self.told = time.monotonic()
+        self.stop: StopRequest | None = None
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -48,23 +92,44 @@ class Shown:
     ) -> None:
         self.bars.stop()
 
-    def begin(self, task: str, total: int, done: int = 0) -> None:
-        """A new bar in place of the one before."""
+    @contextmanager
+    def stoppable(self) -> Iterator[StopRequest]:
+        """As `kdtool.progress.stoppable`; where a stage works on for a while after the signal, that is told."""
+        with stoppable() as self.stop:
+            yield self.stop
+
+    def begin(self, task: str, total: int, done: int = 0, unit: str = "") -> None:
+        """A new bar in place of the one before; a task that was left at `done` goes on with its rate.
+
+        unit: "B" for bytes, which are shown in larger units.
+        """
+        now = time.monotonic()
         if self.task is not None:
-            self.bars.remove_task(self.task)
-        self.task = self.bars.add_task(task, total=total, completed=done, rate="")
-        self.name, self.total, self.done, self.before = task, total, done, done
-        self.started = self.told = time.monotonic()
+            self.task.left = now
+            self.others[self.task.name, self.task.total] = self.task
+        held = self.others.pop((task, total), None)
+        if held is not None and held.done == done:
+            held.started += now - held.left
+        else:
+            held = _Task(task, total, done, unit, now, done)
+        self.task = held
+        if self.bar is not None:
+            self.bars.remove_task(self.bar)
+        self.bar = self.bars.add_task(printable(task), total=total, completed=done, text=held.text(now))
 
     def advance(self, steps: int) -> None:
         """Moves the bar; elsewhere a line with rate and time left every ten seconds."""
-        self.done += steps
+        if self.task is None:
+            return
+        self.task.done += steps
         now = time.monotonic()
-        rate = (self.done - self.before) / max(now - self.started, 1e-9)
-        self.bars.update(self.task, completed=self.done, rate=f"{rate:.1f}/s")
-        if not self.console.is_terminal and not self.quiet and now - self.told >= PLAIN_SECONDS:
-            left = (self.total - self.done) / rate if rate else 0.0
-            self._say(f"{self.name} {self.done}/{self.total}, {rate:.1f}/s, {_duration(left)} left")
+        if self.stop and self.stop.since is not None and now - self.stop.since > PATIENCE_SECONDS:
+            self.stop.since = None
+            self.note("stopping at the next safe point; Ctrl-C again stops at once")
+        if self.drawn:
+            self.bars.update(self.bar, completed=self.task.done, text=self.task.text(now))
+        elif not self.quiet and now - self.told >= PLAIN_SECONDS:
+            self._say(f"{self.task.name} {self.task.text(now)}")
             self.told = now
 
     def note(self, text: str) -> None:
@@ -73,7 +138,12 @@ class Shown:
             self._say(text)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=not self.drawn)  # a terminal breaks words
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def _duration(seconds: float) -> str:
@@ -120,6 +190,11 @@ def need_terminal(option: str) -> None:
 def print_line(text: str) -> None:
     """One line on stdout, or a few."""
     sys.stdout.write("\n".join(map(printable, text.split("\n"))) + "\n")
+
+
+def in_time(seconds: float) -> str:
+    """A time for people: seconds, or hours, minutes and seconds."""
+    return f"{seconds:.0f} s" if seconds < 100 else _duration(seconds)
 
 
 def in_units(size: float) -> str:

@@ -3,14 +3,24 @@
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, in_units, print_json, print_line, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Data sets in local files.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kdtool.data.fetch import Wanted
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List data sets, get them and check their files.\n\nExample: kdtool data check digits",
+    rich_markup_mode=None,
+)
 
 
 @app.command("list")
@@ -29,7 +39,9 @@ def list_data(json: o.Json = False) -> None:
 
 @app.command("check")
 def check(
-    name: Annotated[str, typer.Argument(help="Data set.")],
+    name: Annotated[
+        str, typer.Argument(metavar="DATA_SET", autocompletion=complete.data_sets, help="See `kdtool data list`.")
+    ],
     data_folder: o.DataFolder = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -88,9 +100,12 @@ def _size(shape: tuple[int, int, int] | None) -> str:
 
 @app.command("unpack")
 def unpack(
-    archive: Annotated[Path, typer.Argument(help="The published archive: .tar, .tar.gz, .tar.bz2, .tar.xz or .zip.")],
-    into: Annotated[Path, typer.Option("--into", help="Folder to unpack into.")] = Path("data"),
+    archive: Annotated[
+        Path, typer.Argument(metavar="ARCHIVE", help="The published archive: .tar, .tar.gz, .tar.bz2, .tar.xz or .zip.")
+    ],
+    into: Annotated[Path, typer.Option("--into", metavar="FOLDER", help="Folder to unpack into.")] = Path("data"),
     json: o.Json = False,
+    quiet: o.Quiet = False,
 ) -> None:
     """Unpack a published archive, whole or not at all.
 
@@ -100,7 +115,9 @@ def unpack(
     """
     from kdtool.data.archive import unpack as run
 
-    written = run(archive, into)
+    with Shown(quiet) as shown:
+        shown.begin("unpack", archive.stat().st_size if archive.is_file() else 0, unit="B")
+        written = run(archive, into, told=shown.advance)
     if json:
         print_json([str(path) for path in written])
         return
@@ -115,13 +132,17 @@ def unpack(
 
 @app.command("fetch")
 def fetch(
-    name: Annotated[str, typer.Argument(help="Data set.")],
-    into: Annotated[Path, typer.Option("--into", help="Folder of data sets, where archives may lie already.")] = Path(
-        "data"
-    ),
+    name: Annotated[
+        str, typer.Argument(metavar="DATA_SET", autocompletion=complete.published, help="See `kdtool data list`.")
+    ],
+    into: Annotated[
+        Path, typer.Option("--into", metavar="FOLDER", help="Folder of data sets, where archives may lie already.")
+    ] = Path("data"),
     archive: Annotated[
-        list[Path] | None, typer.Option("--archive", help="An archive that you have already; repeat for several.")
+        list[Path] | None,
+        typer.Option("--archive", metavar="FILE", help="An archive that you have already; repeat for several."),
     ] = None,
+    dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -132,7 +153,11 @@ def fetch(
     Example: kdtool data fetch cifar100
     """
     from kdtool.data.fetch import fetch as run
+    from kdtool.data.fetch import would_fetch
 
+    if dry_run:
+        _show_wanted(would_fetch(name, into, archive or ()), json)
+        return
     with Shown(quiet) as progress:
         found = run(name, into, archive or (), progress)
     if json:
@@ -143,3 +168,16 @@ def fetch(
         if item.checksum:
             about += [f"{item.checksum}{' as published' if item.pinned else '; no published checksum is known'}"]
         print_line(f"{item.place}: {', '.join(about)}")
+
+
+def _show_wanted(found: "Sequence[Wanted]", json: bool) -> None:
+    if json:
+        rows = [{**vars(item), "place": str(item.place), "held": str(item.held or "") or None} for item in found]
+        print_json({"dry_run": True, "files": rows})
+        return
+    for item in found:
+        if item.held == item.place:
+            print_line(f"{item.place}: there already")
+        else:
+            print_line(f"{item.place}: from {item.held or f'{item.address}, which would be downloaded'}")
+    print_line("dry run: nothing was written")

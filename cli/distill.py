@@ -6,27 +6,45 @@ from typing import Annotated
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line
+from kdtool.cli.dry_run import show_dry, show_training
 
-Name = Annotated[str | None, typer.Option("--method", "-m", help="One of `kdtool methods`, path.to:MyMethod, or none.")]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        "-m",
+        metavar="METHOD",
+        autocompletion=complete.methods_or_none,
+        help="One of `kdtool methods`, path.to:MyMethod, or none.",
+    ),
+]
 
 
 def distill(
     method: Name = None,
     layers: o.Layers = None,
-    with_: Annotated[list[str] | None, typer.Option("--with", help="Add this method's terms (kd).")] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="METHOD", autocompletion=complete.added, help="Add this method's terms (kd)."),
+    ] = None,
     settings: o.Settings = None,
     student: Annotated[
         str | None,
         typer.Option(
             "--student",
             "--model",
+            metavar="NETWORK",
+            autocompletion=complete.networks,
             help="Student, see `kdtool models`; or tv:NAME, timm:NAME, path.to:factory.  [default: the one of teach]",
         ),
     ] = None,
     tap: o.Taps = None,
-    views: Annotated[int | None, typer.Option("--views", help="Views to walk.  [default: all that are held]")] = None,
+    views: Annotated[
+        int | None, typer.Option("--views", metavar="N", help="Views to walk.  [default: all that are held]")
+    ] = None,
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
     batch: o.Batch = None,
@@ -35,7 +53,8 @@ def distill(
     optimizer: o.Optimizer = None,
     schedule: o.Schedule = None,
     shuffle_block: Annotated[
-        int | None, typer.Option("--shuffle-block", help="Shuffle among so many samples.  [default: a whole view]")
+        int | None,
+        typer.Option("--shuffle-block", metavar="N", help="Shuffle among so many samples.  [default: a whole view]"),
     ] = None,
     seed: o.Seed = None,
     device: o.Device = None,
@@ -44,9 +63,16 @@ def distill(
     sync_bn: o.SyncBn = False,
     data_folder: o.DataFolder = None,
     cache: o.CachePath = None,
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run's folder below runs/.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run", metavar="NAME", autocompletion=complete.run_names, help="Name of the run's folder below runs/."
+        ),
+    ] = None,
     folder: o.Folder = Path(),
     config: o.Config = None,
+    dry_run: o.DryRun = False,
+    print_config: o.PrintConfig = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -59,12 +85,18 @@ def distill(
     from kdtool.engine.distill import distill as train
     from kdtool.engine.folder import DEFAULT_STUDENT
     from kdtool.engine.ranks import own_rank
-    from kdtool.progress import stoppable
 
     values = Values.of_file("distill", config)
     workspace = o.open_workspace(folder, values.where("cache", cache))
     asked = distill_config(values, workspace.settings.get("student", DEFAULT_STUDENT), **flags)
-    with Shown(quiet or own_rank() > 0) as shown, stoppable() as stop:
+    if dry_run or print_config:
+        from kdtool.workflows.dry_run import distill as rehearse
+
+        with Shown(quiet or own_rank() > 0) as shown:
+            found = rehearse(workspace, asked, shown)
+        show_dry(found, print_config, json, show_training)
+        return
+    with Shown(quiet or own_rank() > 0) as shown, shown.stoppable() as stop:
         result = train(workspace, asked, shown, stop)
     if own_rank() > 0:
         return

@@ -1,69 +1,24 @@
-"""The `kdtool` command: its subcommands, and one place where errors become one line and an exit code."""
+"""The `kdtool` command: one place where errors and signals become one line and an exit code.
+
+The commands themselves are imported when one is run (kdtool.cli.commands), so that Ctrl-C while they are is no error.
+"""
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
-import typer
-
-from kdtool import __version__
-from kdtool.cli import (
-    analyze,
-    bench,
-    cache,
-    data,
-    distill,
-    doctor,
-    extract,
-    plan,
-    quickstart,
-    report,
-    reproduce,
-    show,
-    teach,
-)
 from kdtool.errors import KdtoolError, UsageError, printable
 from kdtool.imports import FILES
+from kdtool.progress import Terminated
 
-app = typer.Typer(
-    name="kdtool",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Distil image classifiers from a teacher that runs once: teach, extract, distill, analyze.",
-)
-app.command("teach")(teach.teach)
-app.command("extract")(extract.extract)
-app.command("distill")(distill.distill)
-app.add_typer(analyze.app, name="analyze")
-app.command("plan")(plan.plan)
-app.add_typer(cache.app, name="cache")
-app.add_typer(reproduce.app, name="reproduce")
-app.command("report")(report.report)
-app.command("methods")(show.methods)
-app.command("models")(show.models)
-app.add_typer(data.app, name="data")
-app.command("doctor")(doctor.doctor)
-app.command("quickstart")(quickstart.quickstart)
-app.command("bench")(bench.bench)
+COMPLETE = "_KDTOOL_COMPLETE"  # set by a shell that asks what it may propose; its value names the shell
 
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        sys.stdout.write(f"kdtool {__version__}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-) -> None:
-    """Distil image classifiers from a teacher that runs once: teach, extract, distill, analyze."""
+# Commands that go on where they stopped; the others start anew and leave nothing that is half-written.
+GOES_ON = ("teach", "extract", "distill", "quickstart", "cache repair", "data fetch", "analyze probe", "reproduce run")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -71,21 +26,35 @@ def run(arguments: Sequence[str]) -> int:
     words = [word for word in arguments if word != "--debug"]
     FILES.clear()  # of the command before, in tests
     try:
-        code = app(words, standalone_mode=False)
+        from kdtool.cli.commands import app
+        from kdtool.cli.complete import whole_words
+
+        with whole_words():
+            code = app(words, prog_name="kdtool", standalone_mode=False)
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # the reader of a pipe has left, as in `kdtool models | head -1`
+    except (BrokenPipeError, SystemExit) as error:  # the reader of a pipe has left, as in `kdtool models | head -1`
+        if COMPLETE in os.environ and isinstance(error, SystemExit):
+            return error.code if isinstance(error.code, int) else 0
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the one place that may see anything
-        return _fail(error, debug=len(words) < len(arguments))
+        return _fail(error, words, debug=len(words) < len(arguments))
     except KeyboardInterrupt:
         code = 130
+    except Terminated:
+        return _say(_stopped("terminated", words), 143)
     if code == 130:
-        return _say("interrupted", 130)
+        return _say(_stopped("interrupted", words), 130)
     return code if isinstance(code, int) else 0
 
 
-def _fail(error: Exception, debug: bool) -> int:
+def _stopped(how: str, words: Sequence[str]) -> str:
+    """What a command says that a signal has ended outside of its safe points."""
+    there = any(" ".join(words[: name.count(" ") + 1]) == name for name in GOES_ON)
+    return f"{how}; run the same command again: it {'goes on from what was saved' if there else 'starts anew'}"
+
+
+def _fail(error: Exception, words: Sequence[str], debug: bool) -> int:
     """Says in one line what went wrong; gives the exit code that belongs to it."""
     message = error.format_message() if hasattr(error, "format_message") else ""  # typer's own errors have one
     if "\n" in message:  # the help of a command that was named without a subcommand
@@ -93,7 +62,7 @@ def _fail(error: Exception, debug: bool) -> int:
         return 2
     if debug:
         traceback.print_exception(error)
-    said = _explained(error, message)
+    said = (_stopped("interrupted", words), 130) if type(error).__name__ == "Abort" else _explained(error, message)
     return said[1] if _said_by_rank_0(error) else _say(*said)
 
 
@@ -109,8 +78,6 @@ def _said_by_rank_0(error: Exception) -> bool:
 def _explained(error: Exception, message: str) -> tuple[str, int]:
     if isinstance(error, KdtoolError):
         return str(error), error.exit_code
-    if isinstance(error, typer.Abort):
-        return "interrupted", 130
     if message:  # a wrong option, value or command
         return f"{message.rstrip('.')} (see --help)", 2
     torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
@@ -140,6 +107,25 @@ def _say(message: str, code: int) -> int:
     return code
 
 
+def _terminated(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _again(lost: "sys.UnraisableHookArgs") -> None:
+    """Sends a signal again that came where Python has to ignore exceptions, as in the callback of a weak reference."""
+    if lost.exc_type not in (KeyboardInterrupt, Terminated):
+        sys.__unraisablehook__(lost)
+        return
+    number = signal.SIGINT if lost.exc_type is KeyboardInterrupt else signal.SIGTERM
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+
 def main() -> None:
     """Entry point."""
-    sys.exit(run(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.unraisablehook = _again
+    code = run(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # what has ended keeps its exit code
+    exec("", {})  # or Python would kill itself for a KeyboardInterrupt that came in another exec, though it was caught
+    sys.exit(code)

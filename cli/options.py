@@ -6,38 +6,102 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtool.cli import complete
+
 if TYPE_CHECKING:
     from kdtool.engine.folder import Workspace
     from kdtool.engine.recorded import Again
 
-Folder = Annotated[Path, typer.Option("--folder", help="Working folder: teacher, cache, runs and kdtool.toml.")]
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file with values for these options; flags win.")]
-DataFolder = Annotated[Path | None, typer.Option("--data-folder", help="Folder with the data set's published files.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.  [default: auto]")]
+Folder = Annotated[
+    Path, typer.Option("--folder", metavar="FOLDER", help="Working folder: teacher, cache, runs and kdtool.toml.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="Values for these options from a TOML file; flags win."),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data-folder", metavar="FOLDER", help="Folder with the data set's published files."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu or cuda.  [default: auto]"
+    ),
+]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="auto, float32 or bfloat16 (autocast).  [default: auto]")
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="DTYPE",
+        autocompletion=complete.precisions,
+        help="auto, float32 or bfloat16 (autocast).  [default: auto]",
+    ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.  [default: 0]")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the run.  [default: 0]")]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="kda, crd, icd or srm: optimiser, schedule, batch.  [default: kda]")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        autocompletion=complete.recipes,
+        help="kda, crd, icd or srm: optimiser, schedule, batch.  [default: kda]",
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs; the schedule keeps its shape.")]
-Batch = Annotated[int | None, typer.Option("--batch", help="Samples in a step.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Highest learning rate.")]
-WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay, on all parameters.")]
-Optimizer = Annotated[str | None, typer.Option("--optimizer", help="sgd or adam.")]
-Schedule = Annotated[str | None, typer.Option("--schedule", help="cosine, step or constant.")]
-Layers = Annotated[list[str] | None, typer.Option("--layer", help="Layer of the method; repeat for several.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a method, [METHOD.]NAME=VALUE.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", metavar="N", help="Epochs; the schedule keeps its shape.  [default: the recipe's]"),
+]
+Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Samples in a step.  [default: the recipe's]")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", metavar="RATE", help="Highest learning rate.  [default: the recipe's]"),
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option("--weight-decay", metavar="RATE", help="Weight decay, on all parameters.  [default: the recipe's]"),
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer", metavar="NAME", autocompletion=complete.optimizers, help="sgd or adam.  [default: the recipe's]"
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        autocompletion=complete.schedules,
+        help="cosine, step or constant.  [default: the recipe's]",
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer", metavar="TAP", autocompletion=complete.taps, help="Layer of the method; repeat for several."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="[METHOD.]NAME=VALUE", help="Option of a method, see `kdtool methods`; repeat."),
+]
 Taps = Annotated[
-    list[str] | None, typer.Option("--tap", help="Name a layer of the network by its module path, TAP=PATH; repeat.")
+    list[str] | None,
+    typer.Option("--tap", metavar="TAP=PATH", help="Name a layer of the network by its module path; repeat."),
 ]
-CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache.  [default: cache.zarr]")]
+CachePath = Annotated[Path | None, typer.Option("--cache", metavar="FOLDER", help="The cache.  [default: cache.zarr]")]
 KeepWeights = Annotated[
-    int | None, typer.Option("--keep-weights", help="Keep the weights of every so many epochs, for analyses.")
+    int | None,
+    typer.Option("--keep-weights", metavar="N", help="Keep the weights of every so many epochs, for analyses."),
 ]
 SyncBn = Annotated[
     bool, typer.Option("--sync-bn", help="Under torchrun, BatchNorm over the whole batch and not each share (GPUs).")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="As --dry-run, and print the resolved configuration for --config alone."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -1,10 +1,20 @@
 """`kdtool plan`: what an extract would take."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kdtool.cli import extract as e
 from kdtool.cli import options as o
-from kdtool.cli.console import folded, in_units, print_json, print_line, print_table
+from kdtool.cli.console import Shown, folded, in_time, in_units, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STATES = {
+    "new": "nothing is there yet",
+    "holds": "the cache is there; what it lacks would be added",
+    "unfinished": "an extract was stopped there; it would go on",
+}
 
 
 def plan(
@@ -29,6 +39,7 @@ def plan(
     folder: o.Folder = Path(),
     config: o.Config = None,
     json: o.Json = False,
+    quiet: o.Quiet = False,
 ) -> None:
     """Show bytes, time and break-even of an extract; writes nothing.
 
@@ -43,10 +54,20 @@ def plan(
     values = Values.of_file("extract", config)
     workspace = o.open_workspace(folder, values.where("cache", cache))
     asked = extract_config(values, workspace.settings.get("student", DEFAULT_STUDENT), **flags)
-    found = compute(workspace, prepare(workspace, asked))
+    with Shown(quiet) as shown:
+        found = compute(workspace, asked, prepare(workspace, asked, shown))
     if json:
         print_json(found)
-        return
+    else:
+        show(found)
+
+
+def show(found: "Mapping[str, Any]") -> None:
+    """Prints what an extract would write and take: for `plan`, and for `extract --dry-run`."""
+    samples = ", ".join(f"{count:,} {part}" for part, count in found["samples"].items() if part != "train_clean")
+    print_line(f"teacher {found['teacher']} on {found['data']}: {samples} images")
+    print_line(f"{found['views']} views into {found['cache']}, on {found['device']} in {found['precision']}")
+    print_line(STATES[found["state"]])
     rows = [
         (
             folded(r["key"]),
@@ -61,12 +82,13 @@ def plan(
     print_table("", ("key", "part", "dtype", "bytes/image", "views", "size"), rows)
     print_line(
         f"in all {in_units(found['bytes'])}, {in_units(found['bytes_to_write'])} still to write in about "
-        f"{found['extract_seconds']:.0f} s on this machine"
+        f"{in_time(found['extract_seconds'])} on this machine"
     )
+    print_line(f"its disk has {in_units(found['free_bytes'])} free")
     if found["fit_seconds"] > 0.5:
         scratch = found["fit_scratch_bytes"]
-        room = f", and {in_units(scratch)} of scratch space while they are learned" if scratch else ""
-        print_line(f"of these {found['fit_seconds']:.0f} s for learning the fits{room}")
+        room = f", with {in_units(scratch)} of scratch space meanwhile" if scratch else ""
+        print_line(f"of these {in_time(found['fit_seconds'])} for learning the fits{room}")
     print_line(
         f"a live teacher costs about {found['live_teacher_seconds_per_epoch']:.1f} s an epoch;\n"
         f"the cache has paid for itself after {found['break_even_epochs']:g} epochs of all students together"

@@ -5,30 +5,65 @@ from typing import Annotated
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line
 
 
 def probe(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run.  [default: the newest student]")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Data set to learn, see `kdtool data list`.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN", autocompletion=complete.runs, help="Folder of a run.  [default: the newest student]"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA_SET",
+            autocompletion=complete.data_sets,
+            help="Data set to learn, see `kdtool data list`.",
+        ),
+    ] = None,
     data_folder: o.DataFolder = None,
     stage: Annotated[
-        str | None, typer.Option("--stage", help="Weights at the end of this stage.  [default: the last]")
+        str | None,
+        typer.Option("--stage", metavar="STAGE", help="Weights at the end of this stage.  [default: the last]"),
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Train the whole network, not the classifier alone.")] = False,
     batchnorm: Annotated[
-        str | None, typer.Option("--batchnorm", help="train or eval of the frozen network.  [default: train]")
+        str | None,
+        typer.Option(
+            "--batchnorm",
+            metavar="MODE",
+            autocompletion=complete.modes,
+            help="train or eval of the frozen network.  [default: train]",
+        ),
     ] = None,
-    validation: Annotated[int | None, typer.Option("--validation", help="Images to hold out for validation.")] = None,
-    few_shot: Annotated[int | None, typer.Option("--few-shot", help="Train on so many images of each class.")] = None,
+    validation: Annotated[
+        int | None, typer.Option("--validation", metavar="N", help="Images to hold out for validation.")
+    ] = None,
+    few_shot: Annotated[
+        int | None, typer.Option("--few-shot", metavar="N", help="Train on so many images of each class.")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Width of the images.  [default: that of the run]")
+        int | None, typer.Option("--image-size", metavar="N", help="Width of the images.  [default: that of the run]")
     ] = None,
-    crop: Annotated[str | None, typer.Option("--crop", help="pad or resized.  [default: that of the run]")] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            "--crop", metavar="KIND", autocompletion=complete.crops, help="pad or resized.  [default: that of the run]"
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="probe-icd, probe-crd, probe-srm, or one of distill.  [default: probe-icd]"),
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            autocompletion=complete.probe_recipes,
+            help="probe-icd, probe-crd, probe-srm, or one of distill.  [default: probe-icd]",
+        ),
     ] = None,
     epochs: o.Epochs = None,
     batch: o.Batch = None,
@@ -54,14 +89,13 @@ def probe(
     from kdtool.analysis.probe import probe as train
     from kdtool.analysis.probe import probe_config
     from kdtool.engine.configuration import Values
-    from kdtool.progress import stoppable
 
     values = Values.of_file("probe", config)
     workspace = o.open_workspace(folder, cache)
     named = values.get("run", None, None, str)
     found = run or (workspace.runs / named if named else newest_run(workspace))
     asked = probe_config(values, **{**flags, "run": found})
-    with Shown(quiet) as shown, stoppable() as stop:
+    with Shown(quiet) as shown, shown.stoppable() as stop:
         result = train(asked, shown, stop)
     if json:
         print_json(result)

@@ -10,8 +10,10 @@ from kdtool.cli.console import Shown, print_line, print_table
 
 
 def quickstart(
-    folder: Annotated[Path, typer.Option("--folder", help="Where to work.")] = Path("quickstart"),
-    epochs: Annotated[int | None, typer.Option("--epochs", min=2, help="Epochs, for a faster look.")] = None,
+    folder: Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Where to work.")] = Path("quickstart"),
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", min=2, help="Epochs, for a faster look.")
+    ] = None,
     quiet: o.Quiet = False,
 ) -> None:
     """Do everything once on handwritten digits, in two minutes.
@@ -24,12 +26,11 @@ def quickstart(
 
     from kdtool import files
     from kdtool.analysis.kept import read_results
-    from kdtool.progress import stoppable
     from kdtool.workflows.quickstart import Quickstart
     from kdtool.workflows.quickstart import quickstart as run
 
     sizes = Quickstart() if epochs is None else replace(Quickstart(), epochs=epochs, teacher_epochs=epochs)
-    with Shown(quiet) as shown, stoppable() as stop:
+    with Shown(quiet) as shown, shown.stoppable() as stop:
         report = run(folder, sizes, shown, stop)
     rows = []
     for path in sorted((folder / "runs").glob("*/result.json"), key=lambda p: p.stat().st_mtime):

@@ -5,16 +5,24 @@ from typing import Annotated, Any
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import folded, print_json, print_line, print_table
 from kdtool.errors import UsageError, printable
 
 
 def methods(
-    names: Annotated[list[str] | None, typer.Argument(help="Methods to show.  [default: all]")] = None,
-    student: Annotated[str, typer.Option("--student", help="Student.")] = "resnet8x4",
-    teacher: Annotated[str, typer.Option("--teacher", help="Teacher.")] = "resnet32x4",
-    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 100,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHOD", autocompletion=complete.methods, help="Methods to show.  [default: all]"),
+    ] = None,
+    student: Annotated[
+        str, typer.Option("--student", metavar="NETWORK", autocompletion=complete.networks, help="For this student.")
+    ] = "resnet8x4",
+    teacher: Annotated[
+        str, typer.Option("--teacher", metavar="NETWORK", autocompletion=complete.networks, help="For this teacher.")
+    ] = "resnet32x4",
+    classes: Annotated[int, typer.Option("--classes", metavar="N", help="Number of classes.")] = 100,
     markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/methods.md.")] = False,
     json: o.Json = False,
 ) -> None:
@@ -36,13 +44,19 @@ def methods(
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Network whose taps to show.  [default: a list]")] = None,
-    containing: Annotated[str, typer.Option("--filter", help="Only names that hold this text.")] = "",
-    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 100,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", min=1, help="Width of the images.  [default: 32; tv:, timm: 224]")
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NETWORK", autocompletion=complete.networks, help="Network whose taps to show.  [default: a list]"
+        ),
     ] = None,
-    modules: Annotated[bool, typer.Option("--modules", help="Every module of NAME: each can be a tap.")] = False,
+    containing: Annotated[str, typer.Option("--filter", metavar="TEXT", help="Only names that hold this text.")] = "",
+    classes: Annotated[int, typer.Option("--classes", metavar="N", help="Number of classes.")] = 100,
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", metavar="N", min=1, help="Width of the images.  [default: 32; tv:, timm: 224]"),
+    ] = None,
+    modules: Annotated[bool, typer.Option("--modules", help="Every module of NETWORK: each can be a tap.")] = False,
     json: o.Json = False,
 ) -> None:
     """List the networks, or the taps of one.
@@ -59,7 +73,7 @@ def models(
     if name is None and (modules or image_size is not None):
         raise UsageError(f"{'--modules' if modules else '--image-size'} is about one network; name it")
     if name is not None and containing:
-        raise UsageError("--filter is for the list; leave it out, or leave out NAME")
+        raise UsageError("--filter is for the list; leave it out, or leave out NETWORK")
     if name is None:
         _print_networks(*listed(containing, classes), json)
         return

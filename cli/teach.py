@@ -6,49 +6,94 @@ from typing import Annotated
 
 import typer
 
+from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line
+from kdtool.cli.dry_run import show_dry, show_training
 
 
 def teach(
-    data: Annotated[str | None, typer.Option("--data", help="Data set, see `kdtool data list`.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA_SET", autocompletion=complete.data_sets, help="See `kdtool data list`."),
+    ] = None,
     data_folder: o.DataFolder = None,
     network: Annotated[
         str | None,
         typer.Option(
-            "--network", "--model", help="Network, see `kdtool models`; or tv:NAME, timm:NAME, path.to:factory."
+            "--network",
+            "--model",
+            metavar="NETWORK",
+            autocompletion=complete.networks,
+            help="See `kdtool models`; or tv:NAME, timm:NAME, path.to:factory.  [default: resnet34]",
         ),
     ] = None,
     tap: o.Taps = None,
     initial: Annotated[
-        Path | None, typer.Option("--from", help="Begin from these weights: .safetensors, .pt or .pth.")
+        Path | None, typer.Option("--from", metavar="FILE", help="Begin from these weights: .safetensors, .pt or .pth.")
     ] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Take the weights of --from as they are.")] = False,
     freeze: Annotated[
         list[str] | None,
-        typer.Option("--freeze", help="Train nothing up to this tap, nothing of this module, or not the body; repeat."),
+        typer.Option(
+            "--freeze",
+            metavar="PART",
+            autocompletion=complete.frozen,
+            help="Train nothing up to this tap, nothing of this module, or not the body; repeat.",
+        ),
     ] = None,
     batchnorm: Annotated[
         str | None,
-        typer.Option("--batchnorm", help="eval or train: statistics of frozen layers stay or follow.  [default: eval]"),
+        typer.Option(
+            "--batchnorm",
+            metavar="MODE",
+            autocompletion=complete.modes,
+            help="eval or train: statistics of frozen layers stay or follow.  [default: eval]",
+        ),
     ] = None,
     head_learning_rate: Annotated[
-        float | None, typer.Option("--head-lr", help="Learning rate of the classifier, where it has its own.")
+        float | None,
+        typer.Option("--head-lr", metavar="RATE", help="Learning rate of the classifier, where it has its own."),
     ] = None,
-    image_size: Annotated[int | None, typer.Option("--image-size", help="Width of the images in pixels.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", metavar="N", help="Width of the images in pixels.")
+    ] = None,
     crop: Annotated[
         str | None,
-        typer.Option("--crop", help="pad (padded and cropped, in memory) or resized (random boxes)."),
+        typer.Option(
+            "--crop",
+            metavar="KIND",
+            autocompletion=complete.crops,
+            help="pad (padded and cropped, in memory) or resized (random boxes).",
+        ),
     ] = None,
     pad: Annotated[
-        int | None, typer.Option("--pad", help="Pixels around an image that is cropped.  [default: 4]")
+        int | None, typer.Option("--pad", metavar="N", help="Pixels around an image that is cropped.  [default: 4]")
     ] = None,
-    mean: Annotated[str | None, typer.Option("--mean", help="R,G,B in place of the data set's mean.")] = None,
-    std: Annotated[str | None, typer.Option("--std", help="R,G,B in place of its standard deviation.")] = None,
-    student: Annotated[str | None, typer.Option("--student", help="Default student.  [default: resnet18]")] = None,
-    views: Annotated[int | None, typer.Option("--views", help="Default number of views.  [default: 8]")] = None,
-    validation: Annotated[int | None, typer.Option("--validation", help="Images to hold out for validation.")] = None,
-    few_shot: Annotated[int | None, typer.Option("--few-shot", help="Train on so many images of each class.")] = None,
+    mean: Annotated[
+        str | None, typer.Option("--mean", metavar="R,G,B", help="In place of the data set's mean.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", metavar="R,G,B", help="In place of its standard deviation.")
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student",
+            metavar="NETWORK",
+            autocompletion=complete.networks,
+            help="Default student of distill.  [default: resnet18]",
+        ),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option("--views", metavar="N", help="Default number of views of extract.  [default: 8]")
+    ] = None,
+    validation: Annotated[
+        int | None, typer.Option("--validation", metavar="N", help="Images to hold out for validation.")
+    ] = None,
+    few_shot: Annotated[
+        int | None, typer.Option("--few-shot", metavar="N", help="Train on so many images of each class.")
+    ] = None,
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
     batch: o.Batch = None,
@@ -63,6 +108,8 @@ def teach(
     sync_bn: o.SyncBn = False,
     folder: o.Folder = Path(),
     config: o.Config = None,
+    dry_run: o.DryRun = False,
+    print_config: o.PrintConfig = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -74,11 +121,17 @@ def teach(
     from kdtool.engine.configuration import Values, teach_config
     from kdtool.engine.ranks import own_rank
     from kdtool.engine.teach import teach as run
-    from kdtool.progress import stoppable
 
     settings = teach_config(Values.of_file("teach", config), **flags)
     workspace = o.open_workspace(folder)
-    with Shown(quiet or own_rank() > 0) as shown, stoppable() as stop:
+    if dry_run or print_config:
+        from kdtool.workflows.dry_run import teach as rehearse
+
+        with Shown(quiet or own_rank() > 0) as shown:
+            found = rehearse(workspace, settings, shown)
+        show_dry(found, print_config, json, show_training)
+        return
+    with Shown(quiet or own_rank() > 0) as shown, shown.stoppable() as stop:
         result = run(workspace, settings, shown, stop)
     if own_rank() > 0:
         return

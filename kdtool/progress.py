@@ -2,8 +2,10 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kdtool.errors import Stopped
@@ -22,6 +24,7 @@ class Progress(Protocol):
         """One line that stays visible."""
 
 
+@dataclass(frozen=True)
 class Silent:
     """Reports nothing."""
 
@@ -35,11 +38,17 @@ class Silent:
         """Nothing."""
 
 
+class Terminated(BaseException):
+    """SIGTERM outside of what stops at a safe point; like KeyboardInterrupt, for SIGINT, it is no error."""
+
+
 class StopRequest:
-    """Set by SIGINT or SIGTERM; stages look at it at their safe points."""
+    """Set by SIGINT or SIGTERM; stages look at it at their safe points, and until then work on."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.since: float | None = None  # when it came, by time.monotonic()
+        self.deferred = 0
 
     def requested(self) -> bool:
         """Whether a signal has come. Asked once at every safe point, before the state is saved."""
@@ -50,10 +59,19 @@ class StopRequest:
         code = 130 if self.signal == signal.SIGINT else 143
         return Stopped(f"stopped {where}; run the same command again: it goes on from there", code)
 
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """A block with safe points: a signal is a request there, and elsewhere acts at once, as nothing is lost."""
+        self.deferred += 1
+        try:
+            yield
+        finally:
+            self.deferred -= 1
+
 
 @contextmanager
 def stoppable() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request, honoured at the next safe point; a second one acts at once.
+    """Turns the first SIGINT or SIGTERM into a request where a stage defers it; a second one acts at once.
 
     Signals can be caught in the main thread only; elsewhere the request is never set.
     """
@@ -61,11 +79,14 @@ def stoppable() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous: dict[signal.Signals, Any] = {}
+    previous: dict[int, Any] = {}
 
     def note(number: int, frame: object) -> None:
-        request.signal = number
-        signal.signal(number, previous[signal.Signals(number)])
+        signal.signal(number, previous[number])
+        if request.deferred:
+            request.signal, request.since = number, time.monotonic()
+        else:
+            signal.raise_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.getsignal(number)
@@ -73,5 +94,5 @@ def stoppable() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)

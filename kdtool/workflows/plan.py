@@ -3,24 +3,30 @@
 Bytes come from `kdtool.engine.sizes`, seconds from `kdtool.workflows.costs`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from kdtool.cache import Cache
 from kdtool.cache.identity import refuse
-from kdtool.cache.journal import holds_cache
+from kdtool.cache.journal import JOURNAL, holds_cache
 from kdtool.engine import sizes
+from kdtool.engine.distill import options_of
 from kdtool.engine.extraction import Extraction, stored_specs
 from kdtool.engine.folder import Workspace
+from kdtool.engine.prepare import ExtractConfig
 from kdtool.engine.sources import as_tensors
 from kdtool.engine.workspace import open_teacher_cache
+from kdtool.methods import reference
 from kdtool.targets import by_key
 from kdtool.workflows.costs import costs
+from kdtool.workflows.dry_run import free_bytes
 
 
-def plan(workspace: Workspace, job: Extraction) -> dict[str, Any]:
+def plan(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[str, Any]:
     """Bytes per key, teacher batches, seconds, and the epochs of distillation after which the cache has paid off.
 
-    IdentityError where the cache that is there is of something else: extract would refuse it too.
+    job: what `prepare` made of the configuration. IdentityError where the cache that is there is of something else:
+    extract would refuse it too.
     """
     known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
     if known is not None:
@@ -30,12 +36,51 @@ def plan(workspace: Workspace, job: Extraction) -> dict[str, Any]:
     rows = sizes.rows(job, known, learned)
     reads = by_key([target for fit in sizes.all_fits(job) for target in fit.reads])
     read = stored_specs(job, list(reads.values()), {}, sizes.contents_of(known))
+    identity, device = job.identity, job.train.device
     return {
+        "cache": str(workspace.cache),
+        "state": "new" if known is None else "unfinished" if (known.path / JOURNAL).exists() else "holds",
+        "teacher": identity["teacher"]["network"],
+        "data": identity["data"]["name"],
+        "samples": dict(job.layout.samples),
+        "views": job.views,
+        "device": str(device),
+        "precision": job.precision,
         "keys": [row for row in rows if row["key"] != "labels"],
         "bytes": sum(row["bytes"] for row in rows),
         "bytes_to_write": sum(row["bytes_to_write"] for row in rows),
+        "free_bytes": free_bytes(workspace.cache),
         **costs(job, known, fitted, read),
+        "config": resolved(workspace, config, job),
     }
+
+
+def resolved(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[str, Any]:
+    """An extract as the plain values of a configuration file, defaults resolved."""
+    named = Path(str(workspace.settings.get("cache", "")))
+    asked = {
+        "for": [reference(method) for method in config.methods],
+        "student": list(config.students),
+        "clean": list(config.clean),
+        "dtype": [f"{key}={dtype}" if key else dtype for key, dtype in config.dtypes.items()],
+    }
+    narrowed = {"validation": config.validation, "few_shot": config.few_shot, "data_folder": config.data_folder}
+    values = {
+        "command": "extract",
+        **{key: value for key, value in asked.items() if value},
+        **{key: value for key, value in narrowed.items() if value is not None},
+        "views": job.views,
+        "batch": job.layout.batch,
+        "block": job.layout.block,
+        "fit_views": job.layout.fit_views,
+        "seed": config.seed,
+        "precision": config.precision,
+        "device": config.device,
+        "no_srm": "srm" in config.without,
+        "allow_mixed": config.allow_mixed,
+    }
+    tables = {"set": options_of(config.methods), "taps": dict(config.taps)}
+    return {**values, **({"cache": str(named)} if named.is_absolute() else {}), **tables}
 
 
 def refuse_other(known: Cache, job: Extraction) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from kdtool import files
 from kdtool.cache import info
-from kdtool.cli.main import app
+from kdtool.cli.commands import app
 
 Typed = Callable[..., Any]
 
