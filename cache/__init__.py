@@ -10,16 +10,16 @@ if __name__ != "kdtool.cache":
 from kdtool.cache.arrays import DTYPES, ArraySpec
 from kdtool.cache.blocks import write_block
 from kdtool.cache.convert import export_hdf5, import_hdf5, verify_hdf5
-from kdtool.cache.drop import Choice, drop, dropped_bytes
+from kdtool.cache.drop import Choice, Dropped, drop, would_drop
 from kdtool.cache.identity import FORMAT, difference
 from kdtool.cache.info import info
 from kdtool.cache.layout import PARTS, Contents, FitContents, Layout, default_block
 from kdtool.cache.opening import require_space
 from kdtool.cache.reader import Cache, open_cache
-from kdtool.cache.repair import Repairer, open_damaged
+from kdtool.cache.repair import Repairer, Survey, open_damaged, survey
 from kdtool.cache.rows import CachedArray
 from kdtool.cache.verify import Problem, verify
-from kdtool.cache.writer import CacheWriter, create_or_open
+from kdtool.cache.writer import CacheWriter, could_open, create_or_open
 
 __all__ = [
     "DTYPES",
@@ -31,22 +31,26 @@ __all__ = [
     "CachedArray",
     "Choice",
     "Contents",
+    "Dropped",
     "FitContents",
     "Layout",
     "Problem",
     "Repairer",
+    "Survey",
+    "could_open",
     "create_or_open",
     "default_block",
     "difference",
     "drop",
-    "dropped_bytes",
     "export_hdf5",
     "import_hdf5",
     "info",
     "open_cache",
     "open_damaged",
     "require_space",
+    "survey",
     "verify",
     "verify_hdf5",
+    "would_drop",
     "write_block",
 ]

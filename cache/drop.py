@@ -6,7 +6,7 @@ bytes that it had.
 """
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from kdtool import files
 from kdtool.cache import journal, tree
 from kdtool.cache.chunks import write_files
 from kdtool.cache.manifest import Manifest
-from kdtool.cache.opening import sweep, tidy
+from kdtool.cache.opening import refuse_links, sweep, tidy
 from kdtool.errors import UsageError, unknown
 
 
@@ -36,10 +36,33 @@ class Choice:
             raise UsageError(f"--keep-views is at least 1, not {self.keep_views}; --key drops a key with all its views")
 
 
-def dropped_bytes(path: Path | str, choice: Choice) -> int:
-    """The bytes that `drop` would give back; changes nothing."""
-    manifest = journal.load(Path(path))
-    return _size(manifest, manifest.files.keys() - _kept(manifest, choice).files.keys())
+@dataclass(frozen=True)
+class Dropped:
+    """What a drop takes: its bytes, those that stay, views of the train part as key -> (now, then), and fits."""
+
+    bytes: int
+    left: int
+    views: Mapping[str, tuple[int, int]]
+    fits: tuple[str, ...]
+
+
+def would_drop(path: Path | str, choice: Choice) -> Dropped:
+    """What `drop` would take; changes nothing. Errors are the same, but for the lock."""
+    root = Path(path)
+    manifest = journal.load(root)
+    kept = _kept(manifest, choice)
+    refuse_links(root)
+    tree.stale_metadata(root, manifest)
+    views = {
+        key: (manifest.views("train", key), kept.views("train", key) if key in kept.contents else 0)
+        for key in sorted(manifest.contents)
+    }
+    return Dropped(
+        _size(manifest, manifest.files.keys() - kept.files.keys()),
+        _size(kept, kept.files.keys()),
+        {key: count for key, count in views.items() if count[0] != count[1] or key not in kept.contents},
+        tuple(sorted(manifest.fits.keys() - kept.fits.keys())),
+    )
 
 
 def drop(path: Path | str, choice: Choice) -> int:

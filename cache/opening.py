@@ -14,7 +14,7 @@ from kdtool.cache.identity import refuse
 from kdtool.cache.layout import Layout
 from kdtool.cache.lines import read_lines, seal
 from kdtool.cache.manifest import Manifest
-from kdtool.errors import DamageError, ResourceError
+from kdtool.errors import DamageError, ResourceError, UsageError
 
 
 def require_space(path: Path | str, bytes_needed: int) -> None:
@@ -49,12 +49,22 @@ def open_manifest(root: Path, identity: dict[str, Any], layout: Layout) -> Manif
     return manifest
 
 
-def tidy(root: Path, manifest: Manifest) -> None:
-    """Removes what a killed writer left unfinished, and finishes what it recorded."""
-    names = tree.walk(root)
-    links = [name for name in names if (root / name).is_symlink()]
+def refuse_folder(root: Path) -> None:
+    """Refuses a folder that holds other things than a cache."""
+    if root.exists() and not usable(root):
+        raise UsageError(f"{root} is there and is no cache; name another folder with --cache")
+
+
+def refuse_links(root: Path) -> None:
+    """Refuses a cache that holds links."""
+    links = [name for name in tree.walk(root) if (root / name).is_symlink()]
     if links:
         raise DamageError(f"{root / links[0]} is a link: a cache holds none; {repair(root)}")
+
+
+def tidy(root: Path, manifest: Manifest) -> None:
+    """Removes what a killed writer left unfinished, and finishes what it recorded."""
+    refuse_links(root)
     sweep(root, manifest)
     write_files(root, tree.stale_metadata(root, manifest))
     journal.fold(root, manifest)

@@ -7,6 +7,7 @@ So a repaired cache is the cache that it was. Left out: where the values of lost
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,29 @@ from kdtool.cache.writer import CacheWriter
 from kdtool.errors import DamageError, UsageError
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What is wrong with a cache. mendable: a line for each file that needs no teacher; damaged: paths of chunks.
+
+    cache: as its manifest says that it is.
+    """
+
+    cache: Cache
+    mendable: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+
+def survey(path: Path | str, progress: Callable[[int], None] = lambda _: None) -> Survey:
+    """What `open_damaged` would mend and find; changes nothing, and errors are the same, but for the lock."""
+    root = Path(path)
+    _check_there(root)
+    links = _links(root)
+    manifest, texts = _texts(root, links)
+    mendable = [*_removed(links), *texts, *_metadata(root, manifest, links)]
+    damaged = [name for name in sorted(manifest.files) if not _sound(root, manifest, name, progress)]
+    return Survey(Cache(root, manifest), tuple(mending.line for mending in mendable), tuple(damaged))
+
+
 @contextlib.contextmanager
 def open_damaged(path: Path | str, progress: Callable[[int], None] = lambda _: None) -> Iterator["Repairer"]:
     """Opens a cache for repair, mends what needs no teacher, and finds the chunks that do.
@@ -31,15 +55,20 @@ def open_damaged(path: Path | str, progress: Callable[[int], None] = lambda _: N
     format, DamageError where neither the manifest nor its copy is whole.
     """
     root = Path(path)
-    if not journal.holds_cache(root) and not (root / journal.COPY).is_file():
-        raise UsageError(f"no cache at {root}; --cache names another folder")
+    _check_there(root)
     with files.lock(root / journal.LOCK, "writing into"):
-        mended = [*_unlinked(root), *_texts(root)]
-        manifest = journal.load(root)
+        links = _links(root)
+        for name in links:
+            (root / name).unlink()
+        manifest, texts = _texts(root)
+        for mending in texts:
+            files.write(root / mending.file, mending.content)
         sweep(root, manifest)
-        mended += _metadata(root, manifest)
+        metadata = _metadata(root, manifest)
+        write_files(root, [(mending.file, mending.content) for mending in metadata])
         journal.fold(root, manifest)
         damaged = [name for name in sorted(manifest.files) if not _sound(root, manifest, name, progress)]
+        mended = [mending.line for mending in (*_removed(links), *texts, *metadata)]
         yield Repairer(root, manifest, mended, damaged)
 
 
@@ -115,35 +144,55 @@ def _together(manifest: Manifest, name: str) -> Collection[str]:
     return manifest.block_files(part, key, view, chunk * grid.rows // manifest.layout.block_rows(part)).keys()
 
 
-def _unlinked(root: Path) -> Iterator[str]:
-    """Removes links; a cache holds none, and what they lead to is left alone."""
-    for name in tree.walk(root):
-        if (root / name).is_symlink():
-            (root / name).unlink()
-            yield f"{name}: removed, it was a link"
+@dataclass(frozen=True)
+class _Mending:
+    """A file that is written again or removed, and what is told of it."""
+
+    file: str
+    content: bytes
+    line: str
 
 
-def _texts(root: Path) -> Iterator[str]:
-    """Writes manifest or copy again from the other one, and takes bad lines out of journal and provenance."""
+def _check_there(root: Path) -> None:
+    if not journal.holds_cache(root) and not (root / journal.COPY).is_file():
+        raise UsageError(f"no cache at {root}; --cache names another folder")
+
+
+def _links(root: Path) -> list[str]:
+    """A cache holds none; those that are there are removed, and what they lead to is left alone."""
+    return [name for name in tree.walk(root) if (root / name).is_symlink()]
+
+
+def _removed(links: Collection[str]) -> list[_Mending]:
+    return [_Mending(name, b"", f"{name}: removed, it was a link") for name in links]
+
+
+def _texts(root: Path, links: Collection[str] = ()) -> tuple[Manifest, list[_Mending]]:
+    """The manifest, and what manifest, copy, journal and provenance have to hold; `links` count as absent."""
+
+    def place(name: str) -> Path:
+        return root / journal.LOCK / name if name in links else root / name  # nothing lies below a file
+
     try:
-        journal.parse(root, journal.read(root / journal.MANIFEST), [])
+        body = journal.read(place(journal.MANIFEST))
+        journal.parse(root, body, [])
+        told = "written again"
     except DamageError:
-        files.write_json(root / journal.MANIFEST, _copied(root))
-        yield f"{journal.MANIFEST}: written again from its copy"
-    body = journal.read(root / journal.MANIFEST)
+        body, told = _copied(root, place(journal.COPY)), "written again from its copy"
     text = files.checked_json(body)
-    for name in (journal.MANIFEST, journal.COPY):
-        if not (root / name).is_file() or (root / name).read_bytes() != text:
-            files.write(root / name, text)
-            yield f"{name}: written again"
-    yield from _journal(root, body)
-    yield from _provenance(root)
+    found = [
+        _Mending(name, text, f"{name}: {told if name == journal.MANIFEST else 'written again'}")
+        for name in (journal.MANIFEST, journal.COPY)
+        if not place(name).is_file() or place(name).read_bytes() != text
+    ]
+    lines, odd = _journal(root, place(journal.JOURNAL), body)
+    return journal.parse(root, body, lines), [*found, *odd, *_provenance(place(journal.PROVENANCE))]
 
 
-def _copied(root: Path) -> dict[str, Any]:
+def _copied(root: Path, copy: Path) -> dict[str, Any]:
     """The manifest's fields from its copy."""
     try:
-        body = journal.read(root / journal.COPY)
+        body = journal.read(copy)
         journal.parse(root, body, [])
     except DamageError as error:
         raise DamageError(
@@ -153,9 +202,8 @@ def _copied(root: Path) -> dict[str, Any]:
     return body
 
 
-def _journal(root: Path, body: dict[str, Any]) -> Iterator[str]:
-    """What a lost line recorded is done again by the next extract."""
-    path = root / journal.JOURNAL
+def _journal(root: Path, path: Path, body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[_Mending]]:
+    """(the lines that hold, what the journal is without the others); what those recorded is done again by extract."""
     kept: list[dict[str, Any]] = []
     lines, lost = intact_lines(path)
     for line in lines:
@@ -164,26 +212,27 @@ def _journal(root: Path, body: dict[str, Any]) -> Iterator[str]:
             kept.append(line)
         except DamageError:
             lost += 1
-    if lost:
-        files.write(path, "".join(f"{seal(line)}\n" for line in kept).encode())
-        yield f"{journal.JOURNAL}: {lost} damaged lines removed; `kdtool extract` does again what they recorded"
+    told = f"{journal.JOURNAL}: {lost} damaged lines removed; `kdtool extract` does again what they recorded"
+    return kept, [_Mending(journal.JOURNAL, _sealed(kept), told)] if lost else []
 
 
-def _provenance(root: Path) -> Iterator[str]:
-    path = root / journal.PROVENANCE
+def _provenance(path: Path) -> list[_Mending]:
     lines, lost = intact_lines(path)
-    if lost:
-        files.write(path, "".join(f"{seal(line)}\n" for line in lines).encode())
-        yield f"{journal.PROVENANCE}: {lost} damaged lines removed"
+    told = f"{journal.PROVENANCE}: {lost} damaged lines removed"
+    return [_Mending(journal.PROVENANCE, _sealed(lines), told)] if lost else []
 
 
-def _metadata(root: Path, manifest: Manifest) -> Iterator[str]:
+def _sealed(lines: Collection[dict[str, Any]]) -> bytes:
+    return "".join(f"{seal(line)}\n" for line in lines).encode()
+
+
+def _metadata(root: Path, manifest: Manifest, links: Collection[str] = ()) -> list[_Mending]:
+    """The zarr.json that are not what follows from the manifest."""
     wanted = tree.metadata(manifest)
-    odd = [name for name, state in tree.states(root, manifest).items() if state != "right"]
+    odd = [name for name, state in tree.states(root, manifest).items() if state != "right" or name in links]
     for name in odd:
         _clear_way(root, name)
-    write_files(root, [(name, wanted[name]) for name in odd])
-    return (f"{name}: written again" for name in odd)
+    return [_Mending(name, wanted[name], f"{name}: written again") for name in odd]
 
 
 def _clear_way(root: Path, name: str) -> None:

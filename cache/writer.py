@@ -21,9 +21,9 @@ from kdtool.cache.chunks import Array, encode_whole, record_of, write_files
 from kdtool.cache.identity import difference, plain, refuse
 from kdtool.cache.layout import Contents, FitContents, Layout
 from kdtool.cache.lines import seal
-from kdtool.cache.opening import mend_provenance, open_manifest, require_space, tidy, usable
+from kdtool.cache.opening import mend_provenance, open_manifest, refuse_folder, refuse_links, require_space, tidy
 from kdtool.cache.reader import Cache
-from kdtool.errors import IdentityError, UsageError
+from kdtool.errors import IdentityError
 
 
 @contextlib.contextmanager
@@ -37,8 +37,7 @@ def create_or_open(
     UsageError where the folder holds other things, DamageError where the cache is damaged.
     """
     root = Path(path)
-    if root.exists() and not usable(root):
-        raise UsageError(f"{root} is there and is no cache; name another folder with --cache")
+    refuse_folder(root)
     with files.lock(root / journal.LOCK, "writing into"):
         manifest = open_manifest(root, plain(dict(identity)), layout)
         require_space(root, room(Cache(root, manifest)))
@@ -48,6 +47,25 @@ def create_or_open(
         writer = CacheWriter(Cache(root, manifest))
         yield writer
         writer.finish()
+
+
+def could_open(
+    path: Path | str, identity: Mapping[str, Any], layout: Layout, room: Callable[[Cache], int] = lambda _: 0
+) -> Cache:
+    """The cache that `create_or_open` would open, an empty one where there is none; errors are the same, but for the
+    lock, and nothing is written.
+    """
+    root = Path(path)
+    refuse_folder(root)
+    with files.explained(root / journal.LOCK):
+        files.check_folder(root)
+    manifest = open_manifest(root, plain(dict(identity)), layout)
+    cache = Cache(root, manifest)
+    require_space(root, room(cache))
+    if journal.holds_cache(root):
+        refuse_links(root)
+        tree.stale_metadata(root, manifest)
+    return cache
 
 
 class CacheWriter:

@@ -70,6 +70,18 @@ def explained(path: Path) -> Iterator[None]:
         raise
 
 
+def check_folder(folder: Path) -> None:
+    """Raises the OSError that making a folder, and writing into it, would meet; makes nothing."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        number = errno.EEXIST if place == folder else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
 def sweep(folder: Path) -> None:
     """Removes what killed writers left half-written below `folder`."""
     for partial in sorted(folder.rglob(f"*{PARTIAL}")):

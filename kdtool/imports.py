@@ -27,8 +27,12 @@ def load(reference: str, option: str, kind: str, example: str, offered: Callable
     module = _imported(path, f"{option} {reference}", example)
     found: object = getattr(module, name, None)
     if found is None:
-        raise unknown(f"{kind} in {path}", name, [key for key, value in vars(module).items() if offered(value)])
+        raise unknown(f"{kind} in {path}", name, _offered(module, offered))
     return found
+
+
+def _offered(module: ModuleType, offered: Callable[[object], bool]) -> list[str]:
+    return [key for key, value in vars(module).items() if offered(value) and not key.startswith("_")]
 
 
 def _imported(path: str, asked: str, example: str) -> ModuleType:

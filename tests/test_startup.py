@@ -18,7 +18,8 @@ OPTIONAL = {"torchvision", "h5py", "matplotlib", "sklearn", "scipy", "timm", "PI
 HELP = """
 import json, sys
 import typer
-from kdtool.cli.main import app, run
+from kdtool.cli.commands import app
+from kdtool.cli.main import run
 
 def told(command, words):
     yield words

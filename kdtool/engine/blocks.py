@@ -147,7 +147,7 @@ def fill_blocks(
     mine = todo[ranks.rank :: ranks.size]
     answers.progress.begin("extract", sum(len(batches(answers.job, part, block)) for (part, _, block), _ in mine))
     written: Future[dict[str, Any]] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="kdtool-blocks") as thread:
+    with stop.deferring(), ThreadPoolExecutor(1, thread_name_prefix="kdtool-blocks") as thread:
         for first in range(0, len(todo), ranks.size):
             chosen = todo[first + ranks.rank : first + ranks.rank + 1]  # none is left for some in the last round
             arrays = [answers.block(*one) for one in chosen]

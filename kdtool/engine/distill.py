@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed
 from kdtool.engine.lacking import check_cache, extract_command, option_text
 from kdtool.engine.live import living
 from kdtool.engine.optim import Recipe
-from kdtool.engine.ranks import alike, ranks
-from kdtool.engine.runs import RunFolder
+from kdtool.engine.ranks import Ranks, alike, ranks
+from kdtool.engine.runs import RunFolder, begun, read_toml
 from kdtool.engine.state import Running
 from kdtool.engine.teach import note_environment, plain_config, summary
 from kdtool.engine.together import check_shares, check_sync_bn, synchronised
@@ -36,18 +37,22 @@ from kdtool.methods import reference
 from kdtool.methods.protocol import FittedResults, Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import check_output, create, parameters, tap_shapes
-from kdtool.progress import Progress, StopRequest
+from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Facts, Fit, Shapes, Stage, Target, by_key
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """What `kdtool distill` was asked for.
+    """What is asked of `distill`.
 
-    methods: the run's method first, then what `--with` adds; empty trains on labels alone. layers and options are the
-    record of what was set. views: 0 takes those that the cache holds. shuffle_block: samples that are shuffled among
-    themselves, 0 for a whole view. taps: layers that the user names in the student, tap -> module path. keep_weights:
-    those of every so many epochs stay in the run's folder. sync_bn: BatchNorms take the statistics of all ranks.
+    student: name of a network, as `kdtool.models.create` takes it. methods: the run's method first, then what is added
+    to it, with the weight that it has (`--with kd` is `KD(weight=1)`); empty trains on labels alone. recipe: optimiser,
+    schedule, batch, epochs. name: of the run's folder, "" for `title`. views: 0 takes those that the cache holds. seed:
+    of first weights and order. device, precision: "auto" takes a CUDA device where there is one, and bfloat16 where the
+    hardware multiplies it. shuffle_block: samples that are shuffled among themselves, 0 for a whole view. data_folder:
+    where the files of the data set lie, None for where `teach` found them. taps: layers that the user names in the
+    student, tap -> module path. keep_weights: those of every so many epochs stay in the run's folder. sync_bn:
+    BatchNorms take the statistics of all ranks.
     """
 
     student: str
@@ -77,20 +82,25 @@ class DistillConfig:
     def title(self) -> str:
         """The name of the run's folder: student, methods with their layers and what is not default, and seed."""
         named = [part for method in self.methods for part in _title(method)]
-        return self.name or "-".join([self.student, *(named or ["none"]), f"seed{self.seed}"])
+        student = self.student.replace(":", "-").replace("/", "-")  # of a network of one's own, path.to:factory
+        return self.name or "-".join([student, *(named or ["none"]), f"seed{self.seed}"])
 
     def plain(self) -> dict[str, Any]:
         """As the plain values of config.toml."""
         values = {key: value for key, value in plain_config("distill", self).items() if key not in ("methods", "name")}
         recipe = values.pop("recipe")
-        names = [reference(method) for method in self.methods]
-        options = {
-            f"{method.name}.{key}": list(value) if isinstance(value, tuple) else value
-            for method in self.methods
-            for key, value in vars(method).items()
-            if value is not None
-        }
+        names, options = [reference(method) for method in self.methods], options_of(self.methods)
         return {**values, "method": names[0] if names else "none", "with": names[1:], "recipe": recipe, "set": options}
+
+
+def options_of(methods: Sequence[Method]) -> dict[str, Any]:
+    """The options of methods as METHOD.NAME -> plain value, those that are None left out."""
+    return {
+        f"{method.name}.{key}": list(value) if isinstance(value, tuple) else value
+        for method in methods
+        for key, value in vars(method).items()
+        if value is not None
+    }
 
 
 def _title(method: Method) -> list[str]:
@@ -101,7 +111,10 @@ def _title(method: Method) -> list[str]:
 
 @dataclass(frozen=True)
 class Needs:
-    """What methods ask of a cache for one student."""
+    """What methods ask of a cache for one student.
+
+    validated: keys that a stage selects its weights by, on validation images. taps: of the student, for each method.
+    """
 
     targets: tuple[Target, ...]
     fits: tuple[Fit, ...]
@@ -128,50 +141,29 @@ def needs_of(methods: Sequence[Method], student: Shapes, teacher: Shapes, facts:
 def distill(
     workspace: Workspace,
     config: DistillConfig,
-    progress: Progress,
-    stop: StopRequest,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+    stop: StopRequest | None = None,
     checkpoint_seconds: float = 60.0,
     live: bool = False,
 ) -> dict[str, Any]:
     """Trains and writes a run folder; gives the result. All ranks of a `torchrun` train together, and rank 0 writes.
 
-    live: the teacher answers in every step, and the cache gives the split and what fits have learned.
+    The folder is runs/<name> of the workspace with the result's "name"; the result is what its result.json holds,
+    accuracies in percent. A run that is there already is not trained again. stop: asked at every safe point; without
+    one only an exception ends it. Whatever stops it, the next call goes on from the last checkpoint, at most
+    `checkpoint_seconds` before. live: the teacher answers in every step, and the cache gives the split and what fits
+    have learned; for tests and benchmarks.
     """
+    stop = stop or StopRequest()
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     with ranks(device) as group, ExitStack() as held:
         with alike(group):
-            check_sync_bn(config.sync_bn, device)
-            cache = open_teacher_cache(workspace.cache)
-            check_teacher(workspace, cache)
-            facts = facts_of(cache, config)
-            with seeded(config.seed):
-                student = create(config.student, cache.layout.classes, config.taps)
-            image_shape = seen_by(cache).image_shape
-            check_output(config.student, student, cache.layout.classes, image_shape)
-            student = synchronised(student) if config.sync_bn else student
-            shapes = tap_shapes(student, image_shape)
-            both = (shapes, cache.layout.tap_shapes)
-            needs = needs_of(config.methods, *both, facts)
-            check_placements(cache, config.views)
-            command = extract_command(workspace, cache, config.methods, config.student, config.data_folder, config.taps)
-            stored = replace(needs, targets=(), validated=()) if live else needs
-            check_cache(cache, stored, config.views, command)
-            views = config.views or (all_views_of(cache, config) if live else held_views(cache, needs))
-            stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
-            bound = tuple(
-                bind(method, taps, shapes, cache, facts, added=number > 0)
-                for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
-            )
-            check_schedule(stages, bound, config.recipe, facts.samples)
-            check_shares(stages, config.recipe, facts.samples, group)
-            data = data_of(workspace, cache, config.data_folder, progress)
-            resolved = {**replace(config, views=views, precision=precision).plain(), **({"live": True} if live else {})}
-            path = workspace.runs / config.title
+            ready = made_ready(workspace, config, group, device, precision, progress, live)
             if group.rank == 0:
-                held.enter_context(files.lock(path / "lock", "training in"))
-                check_basis(RunFolder(path, resolved), cache)
-        folder = RunFolder(path, resolved)
+                held.enter_context(files.lock(ready.path / "lock", "training in"))
+                check_basis(RunFolder(ready.path, ready.resolved), ready.cache)
+        folder = RunFolder(ready.path, ready.resolved)
         known: dict[str, Any] | None = group.shared(folder.result)
         if known is not None:
             if group.rank == 0:
@@ -181,18 +173,82 @@ def distill(
         with alike(group):
             if group.rank == 0:
                 note_environment(folder, device, precision, group)
-            made = make_job(cache, data, student, stages, bound, stored, config, views, device, precision)
-            made = beside_teacher(workspace, cache, made, needs) if live else made
+            made = ready.job(config, device, precision)
+            made = beside_teacher(workspace, ready.cache, made, ready.needs) if live else made
         job = replace(made, ranks=group)
         running = train(job, folder, progress, stop, checkpoint_seconds)
-        result = _finish(folder, job, running, config, cache, stored) if group.rank == 0 else {}
+        result = _finish(folder, job, running, config, ready) if group.rank == 0 else {}
         return dict(group.shared(result))
 
 
-def _finish(
-    folder: RunFolder, job: Job, running: Running, config: DistillConfig, cache: Cache, needs: Needs
-) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A training that nothing speaks against, before anything is written.
+
+    needs: of the teacher; stored: those that the cache has to hold. path, resolved: the run's folder and its
+    configuration.
+    """
+
+    cache: Cache
+    data: Dataset
+    student: nn.Module
+    needs: Needs
+    stored: Needs
+    stages: tuple[Stage, ...]
+    bound: tuple[Bound, ...]
+    views: int
+    path: Path
+    resolved: dict[str, Any]
+
+    def job(self, config: DistillConfig, device: torch.device, precision: str) -> Job:
+        """The training itself, its images on the device."""
+        parts = (self.cache, self.data, self.student, self.stages, self.bound, self.stored)
+        return make_job(*parts, config, self.views, device, precision)
+
+
+def made_ready(
+    workspace: Workspace,
+    config: DistillConfig,
+    group: Ranks,
+    device: torch.device,
+    precision: str,
+    progress: Progress,
+    live: bool = False,
+) -> Ready:
+    """Reads all that a training needs; refuses what does not fit, and writes nothing."""
+    check_sync_bn(config.sync_bn, device)
+    cache = open_teacher_cache(workspace.cache)
+    check_teacher(workspace, cache)
+    facts = facts_of(cache, config)
+    with seeded(config.seed):
+        student = create(config.student, cache.layout.classes, config.taps)
+    image_shape = seen_by(cache).image_shape
+    check_output(config.student, student, cache.layout.classes, image_shape)
+    student = synchronised(student) if config.sync_bn else student
+    shapes = tap_shapes(student, image_shape)
+    both = (shapes, cache.layout.tap_shapes)
+    needs = needs_of(config.methods, *both, facts)
+    check_placements(cache, config.views)
+    command = extract_command(workspace, cache, config.methods, config.student, config.data_folder, config.taps)
+    stored = replace(needs, targets=(), validated=()) if live else needs
+    check_cache(cache, stored, config.views, command)
+    folder = workspace.runs / config.title
+    views = config.views or begun_views(folder) or (all_views_of(cache, config) if live else held_views(cache, needs))
+    stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
+    bound = tuple(
+        bind(method, taps, shapes, cache, facts, added=number > 0)
+        for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
+    )
+    check_schedule(stages, bound, config.recipe, facts.samples)
+    check_shares(stages, config.recipe, facts.samples, group)
+    data = data_of(workspace, cache, config.data_folder, progress)
+    resolved = {**replace(config, views=views, precision=precision).plain(), **({"live": True} if live else {})}
+    return Ready(cache, data, student, needs, stored, stages, bound, views, folder, resolved)
+
+
+def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig, ready: Ready) -> dict[str, Any]:
     """Writes the weights and, last, the result of a training that has ended."""
+    cache, needs = ready.cache, ready.stored
     digest, samples = checkpoint.save_weights(folder.path / "student.safetensors", job.student), len(job.train.labels)
     result = {
         **summary("distill", config.title, config.student, config.recipe, config.seed, running),
@@ -200,7 +256,7 @@ def _finish(
         "options": config.plain()["set"],
         "stages": running.left,
         "taps": dict(config.taps),
-        "seen": seen_by(cache).plain(),
+        "seen": replace(seen_by(cache), class_names=ready.data.class_names).plain(),
         "views": job.views,
         "samples": samples,
         "parameters": parameters(job.student),
@@ -224,7 +280,8 @@ def check_basis(folder: RunFolder, cache: Cache) -> None:
     """Refuses to go on with a run, or to give the result of one, that was made from another cache."""
     path = folder.path / "cache.json"
     if not folder.begun:
-        files.write_json(path, {"identity": cache.identity_digest})
+        if not folder.dry:
+            files.write_json(path, {"identity": cache.identity_digest})
         return
     repair = f"remove {folder.path} and run again"
     if not path.exists():
@@ -301,6 +358,13 @@ def beside_teacher(workspace: Workspace, cache: Cache, job: Job, needs: Needs) -
     selecting = living(workspace, cache, job.validation.images, validated) if job.validation and validated else None
     source = living(workspace, cache, job.train.images, needs.targets)
     return replace(job, source=source if job.bound else None, validation_source=selecting)
+
+
+def begun_views(folder: Path) -> int:
+    """The views that the run in a folder walks, though the cache may have grown since; 0 where none was begun."""
+    known = folder / "config.toml"
+    views = read_toml(known).get("views") if known.exists() and begun(folder) else 0
+    return views if type(views) is int else 0
 
 
 def all_views_of(cache: Cache, config: DistillConfig) -> int:

@@ -12,6 +12,7 @@ from kdtool.engine.device import autocast, exact, placed
 from kdtool.engine.ranks import Alone, Ranks
 from kdtool.methods.vectors import pooled
 from kdtool.models.taps import TapReader
+from kdtool.progress import Progress, Silent
 from kdtool.targets import CLEAN
 
 BATCH = 256  # images that are asked for their features at a time; a last batch may be smaller
@@ -33,6 +34,7 @@ def accuracy(
     precision: str,
     batch: int = 500,
     ranks: Ranks = Alone(),  # noqa: B008 - it has no state
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
 ) -> float:
     """Share of images whose largest logit is the label's, in percent. The network's mode is put back.
 
@@ -41,10 +43,12 @@ def accuracy(
     training = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=labels.device)
+    progress.begin("evaluate", len(labels))
     for (start, stop), pixels in clean_batches(images, len(labels), batch, which=slice(ranks.rank, None, ranks.size)):
         with autocast(labels.device, precision):
             logits = model(pixels)
         right += (logits.argmax(1) == labels[start:stop]).sum()
+        progress.advance(min((stop - start) * ranks.size, len(labels) - start))
     model.train(training)
     return 100.0 * int(ranks.summed(np.array([float(right)]))[0]) / len(labels)
 

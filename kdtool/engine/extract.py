@@ -14,24 +14,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdtool.cache import CacheWriter, Contents, create_or_open, open_cache
+from kdtool.cache import Cache, CacheWriter, Contents, could_open, create_or_open, open_cache
 from kdtool.engine import checkpoint
 from kdtool.engine.blocks import Answers, Hand, fill_blocks, work
 from kdtool.engine.extraction import Extraction, Stored, stored_specs
 from kdtool.engine.fitting import FitSource, learn
-from kdtool.engine.lacking import check_fit
+from kdtool.engine.lacking import check_fit, check_target
 from kdtool.engine.ranks import Alone, Ranks, ranks
 from kdtool.engine.runs import environment
 from kdtool.engine.sizes import bytes_to_write
 from kdtool.engine.sources import as_tensors
 from kdtool.engine.spool import Spool
 from kdtool.errors import IdentityError
-from kdtool.progress import Progress, StopRequest
+from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import CLEAN, Facts, Fit, Target, by_key, describe
 
 
-def extract(cache: Path, job: Extraction, progress: Progress, stop: StopRequest, save_seconds: float = 60.0) -> None:
-    """Fills the cache with all that is missing of the job. Whatever stops it, the next call goes on."""
+def extract(
+    cache: Path,
+    job: Extraction,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+    stop: StopRequest | None = None,
+    save_seconds: float = 60.0,
+) -> None:
+    """Fills the cache with all that is missing of the job. Whatever stops it, the next call goes on.
+
+    cache: its folder, a workspace's `cache`. job: what `prepare` gives. stop: asked after every block, and after every
+    batch of a fit; without one only an exception ends it. save_seconds: between states of a fit, the work that an
+    exception can lose.
+    """
+    stop = stop or StopRequest()
     with ranks() as group:
         if group.rank > 0:
             _help(cache, job, group, progress, stop)
@@ -82,12 +94,29 @@ def needed_fits(job: Extraction) -> tuple[Fit, ...]:
     return tuple({fit.key: fit for fit in needed}.values())
 
 
+def check(cache: Path, job: Extraction) -> None:
+    """Refuses what `extract` would refuse before the teacher answers for the first time, and writes nothing."""
+    held = could_open(cache, dict(job.identity), job.layout, lambda held: bytes_to_write(job, held))
+    _refuse_mixed(job, held)
+    for target in job.targets:
+        if target.key in held.contents:
+            check_target(held, target)
+    for fit in (*needed_fits(job), *job.fits):
+        if fit.key in held.fits:
+            check_fit(held, fit)
+
+
 def _check_mixed(job: Extraction, writer: CacheWriter) -> None:
-    """One cache comes from one type of device and one torch, unless the user says otherwise."""
+    now = _refuse_mixed(job, writer.cache)
+    if now not in writer.cache.provenance:
+        writer.provenance(now)
+
+
+def _refuse_mixed(job: Extraction, cache: Cache) -> dict[str, Any]:
+    """One cache comes from one type of device and one torch, unless the user says otherwise; gives what is here."""
     device = job.train.device
     now = environment(device, job.precision)
-    records = writer.cache.provenance
-    for record in (record for record in records if not {"repaired", "asked"} & record.keys()):
+    for record in (record for record in cache.provenance if not {"repaired", "asked"} & record.keys()):
         held = {"memory_format": "contiguous_format", **record}
         odd = [name for name in ("device_type", "torch", "memory_format") if held.get(name) != now[name]]
         if odd and not job.allow_mixed:
@@ -95,8 +124,7 @@ def _check_mixed(job: Extraction, writer: CacheWriter) -> None:
                 f"the cache was written with {odd[0]} {held.get(odd[0])}, and this is {odd[0]} {now[odd[0]]}: bits "
                 "would differ between its parts; extract into another --cache, or accept it with --allow-mixed"
             )
-    if now not in records:
-        writer.provenance(now)
+    return now
 
 
 class _Worker:
@@ -149,7 +177,8 @@ class _Worker:
         records = [self._record(fit) for fit in fits]
         told = (self.progress, self.stop, self.save_seconds)
         try:
-            states = learn(fits, shapes, self.facts, self.writer, source, *told, records)
+            with self.stop.deferring():
+                states = learn(fits, shapes, self.facts, self.writer, source, *told, records)
         finally:
             self.spool.close()
         for fit, record in zip(fits, records, strict=True):

@@ -30,7 +30,8 @@ class Extraction:
     """A frozen teacher over one split of a data set, and what is to be stored of it.
 
     parts: train_clean, validation and test images (un-augmented) beside `train`; labels: part -> (n,); rows: part ->
-    the data set's rows. dtypes: key -> dtype of the floating arrays ("" for all keys that are not named).
+    the data set's rows. clean: keys that the un-augmented parts hold too. dtypes: key -> dtype of the floating arrays
+    ("" for all keys that are not named). allow_mixed: another type of device or torch may write into the cache.
     """
 
     model: nn.Module

@@ -32,7 +32,7 @@ Pass = tuple[int, int, tuple[Fit, ...]]  # number of the pass, view, fits that t
 
 @dataclass(frozen=True)
 class FitSource:
-    """Where the batches of fits come from; `tell` asks the teacher."""
+    """Where the batches of fits come from: the cache, what `spool` kept, or the teacher, whom `tell` asks."""
 
     cache: Cache
     tell: Tell

@@ -34,15 +34,21 @@ _IDENTITY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths and defaults of a working folder; `settings` are those of kdtool.toml."""
+    """Paths and defaults of a working folder: teacher, cache, runs; made by `Workspace.open`.
+
+    settings: those of kdtool.toml, as it was when the workspace was opened or `teach` wrote it for this one.
+    """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path) -> "Workspace":
-        """The workspace of a folder; without a kdtool.toml it has no settings yet."""
-        path = folder / "kdtool.toml"
+    def open(cls, folder: Path | str) -> "Workspace":
+        """The workspace of a folder; without a kdtool.toml it has no settings yet, and it need not exist yet.
+
+        UsageError for a setting that is unknown or of another type.
+        """
+        path = Path(folder) / "kdtool.toml"
         settings = read_toml(path) if path.exists() else {}
         for key in settings:
             if key not in _SETTINGS:
@@ -50,7 +56,7 @@ class Workspace:
             if type(settings[key]) is not _SETTINGS[key]:
                 wanted = "a whole number" if _SETTINGS[key] is int else "a text"
                 raise UsageError(f"{path}: {key} is {settings[key]!r}; {wanted} is expected")
-        return cls(folder, settings)
+        return cls(Path(folder), settings)
 
     @property
     def teacher(self) -> Path:
@@ -84,9 +90,10 @@ class Workspace:
         return self.settings[key]
 
     def write(self, settings: dict[str, Any]) -> None:
-        """Writes kdtool.toml."""
+        """Writes kdtool.toml, and takes its settings over."""
         header = "# Defaults of the kdtool commands in this folder, written by `kdtool teach`.\n"
         files.write(self.folder / "kdtool.toml", (header + toml(settings)).encode())
+        self.settings.update(settings)
 
 
 _SETTINGS: dict[str, type] = {

@@ -47,7 +47,8 @@ class Job:
     fixed: parameters of the student that no stage trains; their modules stay in eval mode unless `moving` lets their
     BatchNorms follow the data. head, head_factor: module path of the classifier, and what its learning rate is
     multiplied by. keep: the weights of every so many epochs are kept, of none for None. ranks: the processes that train
-    it together.
+    it together. validation_source: of the targets that a stage selects by. shuffle_block: samples that are shuffled
+    among themselves, None for all.
     """
 
     student: nn.Module

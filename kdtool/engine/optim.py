@@ -15,10 +15,12 @@ from kdtool.errors import UsageError, unknown
 class Recipe:
     """How a network is trained.
 
-    schedule: "cosine" to 0, "step" (times `gamma` at each milestone) or "constant", per step, after a linear warm-up.
-    milestones and warmup are fractions of the epochs, so that a shorter run keeps the recipe's shape; every milestone
-    is rounded to a whole epoch, a warm-up above 0 to at least one. resets: a new optimiser (moments 0) at each
-    milestone, as SRM's code has it. drop_last: the rest of an epoch that fills no batch is not used.
+    batch: samples in a step, over all ranks. optimizer: "sgd" (with momentum, nesterov) or "adam". learning_rate: the
+    highest. weight_decay: of every parameter. schedule: "cosine" to 0, "step" (times `gamma` at each milestone) or
+    "constant", per step, after a linear warm-up. milestones and warmup are fractions of the epochs, so that a shorter
+    run keeps the recipe's shape; every milestone is rounded to a whole epoch, a warm-up above 0 to at least one.
+    resets: a new optimiser (moments 0) at each milestone, as SRM's code has it. drop_last: the rest of an epoch that
+    fills no batch is not used.
     """
 
     epochs: int = 120
@@ -89,7 +91,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name."""
+    """A recipe by name: "kda" (what commands take by themselves), "crd", "icd", "srm", or one of a probe."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]

@@ -31,13 +31,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """What `kdtool extract` was asked for.
+    """What is asked of `extract`.
 
-    methods: whose targets are stored beside the default ones. students: networks that the targets are made for. taps:
-    layers that the user names in them, tap -> module path.
-    without: methods whose share of a plain extract is left out; an extract for named methods is not plain. views: 0
-    takes the workspace's default; -1 all placements. batch, block, fit_views: the cache's grid, fixed when it is
-    created; None takes that of the cache, or 256, its default and 4. validation, few_shot: narrow the teacher's split.
+    methods: whose targets are stored beside the default ones. students: names of the networks that the targets are made
+    for. taps: layers that the user names in them, tap -> module path. without: names of methods whose share of a plain
+    extract is left out; an extract for `methods` is not plain. views: augmented versions of every image; 0 takes the
+    workspace's default, -1 all placements. batch, block, fit_views: samples that the teacher answers at a time, samples
+    in a commit, views that fits pass over; fixed when the cache is created, None takes what it has, or 256, its default
+    and 4. clean: keys that are stored for un-augmented images too, beside logits and before_fc. dtypes: key -> float16
+    or float32 ("" for all keys that are not named). validation, few_shot: narrow the teacher's split. seed: of crops
+    and flips. precision: float32 or bfloat16, in which the teacher runs. device: "auto" takes a CUDA device where there
+    is one. data_folder: where the files of the data set lie, None for where `teach` found them. allow_mixed: lets
+    several types of device and versions of torch write into one cache.
     """
 
     methods: tuple[Method, ...] = ()
@@ -59,8 +64,16 @@ class ExtractConfig:
     allow_mixed: bool = False
 
 
-def prepare(workspace: Workspace, config: ExtractConfig, progress: Progress = Silent()) -> Extraction:  # noqa: B008
-    """Everything that extract needs; refuses what does not fit before anything is written."""
+def prepare(
+    workspace: Workspace,
+    config: ExtractConfig,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+    known: Layout | None = None,
+) -> Extraction:
+    """Everything that `extract` needs, from the teacher of a workspace; refuses what does not fit, writes nothing.
+
+    known: the layout of the cache where its files do not say it.
+    """
     check_seed(config.seed)
     if config.methods and config.without:
         raise UsageError("--no-srm leaves SRM out of a plain extract; with --for, nothing is stored that is not named")
@@ -82,6 +95,7 @@ def prepare(workspace: Workspace, config: ExtractConfig, progress: Progress = Si
         classes=data.classes,
         tap_shapes=tap_shapes(model, record.image_shape),
         placements=augmentation.placements,
+        known=known,
     )
     targets, fits, validated = contents(config, record, layout, data.train.labels[split.train])
     check_keys(config, [target.key for target in targets])
@@ -139,9 +153,11 @@ def make_layout(
     classes: int,
     tap_shapes: Mapping[str, Shape],
     placements: int | None,
+    known: Layout | None,
 ) -> Layout:
     """The grid of the cache: what was asked for, else that of the cache that is there, else the defaults."""
-    known = open_cache(workspace.cache).layout if holds_cache(workspace.cache) else None
+    if known is None and holds_cache(workspace.cache):
+        known = open_cache(workspace.cache).layout
     batch = _first(config.batch, known.batch if known else 256)
     fit_views = _first(config.fit_views, known.fit_views if known else min(4, placements or 4))
     if placements is not None and fit_views > placements:

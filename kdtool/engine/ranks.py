@@ -49,6 +49,9 @@ class Alone:
 
     rank, size = 0, 1
 
+    def __repr__(self) -> str:
+        return "Alone()"
+
     def shared(self, value: Any) -> Any:
         """The value."""
         return value

@@ -15,6 +15,7 @@ from kdtool.engine.extraction import FLOATS, Extraction
 from kdtool.engine.lacking import identity_options
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.methods import recorded_kinds
+from kdtool.progress import Progress, Silent
 from kdtool.targets import Fit, Target, rebuild
 
 if TYPE_CHECKING:
@@ -31,13 +32,19 @@ class Again:
     own: tuple[str, ...] = ()
 
 
-def recorded_job(workspace: Workspace, cache: Cache, again: Again) -> tuple[Extraction, tuple[str, ...]]:
+def recorded_job(
+    workspace: Workspace,
+    cache: Cache,
+    again: Again,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+) -> tuple[Extraction, tuple[str, ...]]:
     """(the extract of everything that a cache holds, the keys and fits whose classes are not known here).
 
     UsageError where the teacher or the data set is not at hand, IdentityError where they are not those of the cache.
     """
     options = identity_options(cache.identity)
-    job = prepare(workspace, ExtractConfig(device=again.device, data_folder=again.data_folder, **options))
+    asked = ExtractConfig(device=again.device, data_folder=again.data_folder, **options)
+    job = prepare(workspace, asked, progress, cache.layout)
     hint = "use the teacher and the data set that the cache was made with: --folder and --data-folder name them"
     refuse(f"{cache.path} is a cache of something else", cache.identity, dict(job.identity), hint)
     fits, unknown_fits = recorded_fits(cache, again.own)

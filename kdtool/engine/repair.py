@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kdtool.cache import open_damaged
+from kdtool.cache import open_damaged, survey
 from kdtool.engine.extract import fill
 from kdtool.engine.extraction import Extraction
+from kdtool.engine.folder import check_identity
 from kdtool.engine.recorded import Again, recorded_job
 from kdtool.engine.runs import environment
 from kdtool.engine.workspace import open_teacher_cache
 from kdtool.errors import DamageError, KdtoolError
 
 if TYPE_CHECKING:
+    from kdtool.cache import Cache
     from kdtool.engine.folder import Workspace
     from kdtool.progress import Progress, StopRequest
 
@@ -36,21 +38,37 @@ def repair(workspace: Workspace, again: Again, progress: Progress, stop: StopReq
     with open_damaged(workspace.cache, progress.advance) as repairer:
         lost = tuple(sorted(repairer.damaged))
         if lost:
-            cache = open_teacher_cache(workspace.cache)
-            try:
-                job, unknown = recorded_job(workspace, cache, again)
-            except KdtoolError as error:
-                raise type(error)(f"{_count(lost)}, the teacher has to be asked for them again, and {error}") from error
-            owners = {name.split("/")[1] for name in lost}
-            strange = sorted(owners.intersection(unknown))
-            if strange:
-                raise DamageError(
-                    f"{_count(lost)}, among them of {strange[0]}, which no method of kdtool stores; name the method of "
-                    "your own that does with --for path.to:MyMethod"
-                )
+            job, owners = _job(workspace, open_teacher_cache(workspace.cache), lost, again, progress)
             repairer.provenance({**environment(job.train.device, job.precision), "repaired": len(lost)})
             fill(repairer, _only(job, owners), progress, stop)
         return Mended(tuple(repairer.mended), lost)
+
+
+def would_repair(workspace: Workspace, again: Again, progress: Progress) -> Mended:
+    """What `repair` would come to; changes nothing. Errors are the same up to the teacher's first answer."""
+    found = survey(workspace.cache, progress.advance)
+    if found.damaged:
+        check_identity(workspace.cache, found.cache.identity)
+        _job(workspace, found.cache, found.damaged, again, progress)
+    return Mended(found.mendable, found.damaged)
+
+
+def _job(
+    workspace: Workspace, cache: Cache, lost: Sequence[str], again: Again, progress: Progress
+) -> tuple[Extraction, set[str]]:
+    """The extract that the cache came from, and the keys and fits that have lost chunks."""
+    try:
+        job, unknown = recorded_job(workspace, cache, again, progress)
+    except KdtoolError as error:
+        raise type(error)(f"{_count(lost)}, the teacher has to be asked for them again, and {error}") from error
+    owners = {name.split("/")[1] for name in lost}
+    strange = sorted(owners.intersection(unknown))
+    if strange:
+        raise DamageError(
+            f"{_count(lost)}, among them of {strange[0]}, which no method of kdtool stores; name the method of "
+            "your own that does with --for path.to:MyMethod"
+        )
+    return job, owners
 
 
 def _only(job: Extraction, owners: Collection[str]) -> Extraction:

@@ -85,7 +85,7 @@ def replay(
     """
     check_replay(rows, again)
     cache = open_teacher_cache(workspace.cache)
-    job, unknown = recorded_job(workspace, cache, again)
+    job, unknown = recorded_job(workspace, cache, again, progress)
     _compare_samples(cache, job)
     places = _drawn(cache, rows, draw)
     progress.begin("replay", sum(len(positions) for _, _, positions in places))

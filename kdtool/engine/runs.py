@@ -102,15 +102,22 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run's folder holds a state or a result."""
+    return any((folder / name).exists() for name in ("state.json", "result.json"))
+
+
 class RunFolder:
     """One run's folder; what another configuration came to is not overwritten. Make it while holding its lock.
 
     A run that ended before its first state was saved came to nothing, so another configuration may have its folder.
+    dry: nothing is written, and only what would be refused is.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], dry: bool = False) -> None:
         self.path = path
         self.config = config
+        self.dry = dry
         known = path / "config.toml"
         found = read_toml(known) if known.exists() else {}
         different = found != tomllib.loads(toml(config))
@@ -121,16 +128,21 @@ class RunFolder:
                 f"name another folder with {option}, or remove it"
             )
         with files.explained(path):
-            path.mkdir(parents=True, exist_ok=True)
+            if dry:
+                files.check_folder(path)
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            return
         if not known.exists() and any(entry.name not in _BEGUN for entry in path.iterdir()):
             raise UsageError(f"{path} is not empty and holds no run; name another folder with --run")
-        if different:
+        if different and not dry:
             files.write(known, toml(config).encode())
 
     @property
     def begun(self) -> bool:
         """Whether the folder holds a state or a result."""
-        return any((self.path / name).exists() for name in ("state.json", "result.json"))
+        return begun(self.path)
 
     @property
     def result(self) -> dict[str, Any] | None:

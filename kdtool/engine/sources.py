@@ -51,7 +51,10 @@ class Plain(Mapping[str, torch.Tensor]):
 
 @dataclass(frozen=True)
 class Teller:
-    """A frozen teacher that answers targets for images on the batch grid: eval mode, no gradient, fixed batch size."""
+    """A frozen teacher that answers targets for images on the batch grid: eval mode, no gradient, fixed batch size.
+
+    fitted: fit key -> what the fit learned, which encoders read.
+    """
 
     model: nn.Module
     targets: tuple[Target, ...]

@@ -26,7 +26,8 @@ class Running:
     """What changes while a stage runs; all of it but `frozen` goes into the state on disk.
 
     frozen: the modules of the student that the stage does not train. best: the best weights on validation so far, of
-    the student and, where the stage selects by its loss, of the adapters. left: what became of the stages before.
+    the student and, where the stage selects by its loss, of the adapters; best_score, best_epoch: theirs. sums: term ->
+    sum over the epoch. left: what became of the stages before.
     """
 
     stage: int

@@ -36,22 +36,26 @@ from kdtool.engine.workspace import TeacherRecord, answer, architecture, labelle
 from kdtool.errors import IdentityError, UsageError, unknown
 from kdtool.models import check_name, check_output, create, parameters
 from kdtool.models.weights import Loaded, load_initial
-from kdtool.progress import Progress, StopRequest
+from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Stage
 
 
 @dataclass(frozen=True)
 class TeachConfig:
-    """What `kdtool teach` was asked for.
+    """What is asked of `teach`.
 
-    validation: images held out of the train part, None for those that the data set itself holds out. image_size: width
-    that images are brought to; crop: "pad" or "resized" (None: by the data set), with `pad` pixels around the image.
-    mean, std: of each channel, in place of the data set's. taps: layers that the user names in the network, tap ->
-    module path. initial: file of weights that the training begins from, or that are taken as they are (as_is). freeze:
-    what does not train (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there keep their statistics
-    ("eval") or follow the data ("train"). head_learning_rate: of the classifier, where it has one of its own. student,
-    views: defaults that kdtool.toml gives distill and extract. keep_weights: those of every so many epochs stay in the
-    run's folder. sync_bn: BatchNorms take the statistics of all ranks.
+    data: name of a data set, one of `kdtool.data.DATASETS`; data_folder: where its files lie, None for ./data. network:
+    its name, as `kdtool.models.create` takes it. recipe: optimiser, schedule, batch, epochs. seed: of first weights,
+    order, crops and split. device, precision: "auto" takes a CUDA device where there is one, and bfloat16 where the
+    hardware multiplies it. validation: images held out of the train part, None for those that the data set itself holds
+    out; few_shot: images of each class that are trained on, None for all. image_size: width that images are brought to;
+    crop: "pad" or "resized" (None: by the data set), with `pad` pixels around the image. mean, std: of each channel, in
+    place of the data set's. taps: layers that the user names in the network, tap -> module path. initial: file of
+    weights that the training begins from, or that are taken as they are (as_is). freeze: what does not train
+    (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there keep their statistics ("eval") or follow the data
+    ("train"). head_learning_rate: of the classifier, where it has one of its own. student, views: defaults that
+    kdtool.toml gives distill and extract. keep_weights: those of every so many epochs stay in the run's folder.
+    sync_bn: BatchNorms take the statistics of all ranks.
     """
 
     data: str
@@ -134,24 +138,27 @@ def read_lesson(config: TeachConfig, progress: Progress) -> Lesson:
 
 
 def teach(
-    workspace: Workspace, config: TeachConfig, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
+    workspace: Workspace,
+    config: TeachConfig,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+    stop: StopRequest | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> dict[str, Any]:
     """Trains and writes teacher.safetensors, its record and kdtool.toml into the workspace; gives the result.
 
-    All ranks of a `torchrun` train together, and rank 0 writes.
+    The result is what runs/teacher/result.json holds; accuracies in percent. Open the workspace again for the stages
+    that follow: it then has the settings that were written. stop: asked at every safe point; without one only an
+    exception ends it. Whatever stops it, the next call goes on from the last checkpoint, at most `checkpoint_seconds`
+    before. All ranks of a `torchrun` train together, and rank 0 writes.
     """
-    for name in (config.network, config.student):
-        check_name(name)
-    if config.data not in data.DATASETS:
-        raise unknown("data set", config.data, data.DATASETS)
+    stop = stop or StopRequest()
+    check_names(config)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     path = workspace.runs / "teacher"
     with ranks(device) as group, ExitStack() as held:
         with alike(group):
-            check_sync_bn(config.sync_bn, device)
-            lesson = read_lesson(config, progress)
-            check_shares((Stage("teach"),), config.recipe, len(lesson.rows), group)
+            lesson = made_ready(config, group, device, progress)
             finished = (path / "result.json").exists()
             # what does not fit is refused before anything is written
             start = None if finished else first_weights(config, lesson)
@@ -173,11 +180,26 @@ def teach(
                 progress.note(f"begins from {begun_from.remark}")
             if group.rank == 0:
                 note_environment(folder, device, precision, group)
-            network = synchronised(deepcopy(model)) if config.sync_bn else model
-            job = replace(make_job(config, lesson, network, fixed, device, precision), ranks=group)
-        running = as_it_is(job) if config.as_is else train(job, folder, progress, stop, checkpoint_seconds)
+            job = replace(make_job(config, lesson, model, fixed, device, precision), ranks=group)
+        running = as_it_is(job, progress) if config.as_is else train(job, folder, progress, stop, checkpoint_seconds)
         result = _finish(workspace, folder, job, model, running, config, lesson, begun_from) if group.rank == 0 else {}
         return dict(group.shared(result))
+
+
+def check_names(config: TeachConfig) -> None:
+    """Refuses names of networks and data sets that there are not."""
+    for name in (config.network, config.student):
+        check_name(name)
+    if config.data not in data.DATASETS:
+        raise unknown("data set", config.data, data.DATASETS)
+
+
+def made_ready(config: TeachConfig, group: Ranks, device: torch.device, progress: Progress) -> Lesson:
+    """Reads the data of a teacher; refuses what does not fit, and writes nothing."""
+    check_sync_bn(config.sync_bn, device)
+    lesson = read_lesson(config, progress)
+    check_shares((Stage("teach"),), config.recipe, len(lesson.rows), group)
+    return lesson
 
 
 def note_environment(folder: RunFolder, device: torch.device, precision: str, group: Ranks) -> None:
@@ -234,7 +256,8 @@ def check_basis(folder: RunFolder, found: Mapping[str, Any]) -> None:
     """
     path, repair = folder.path / "basis.json", f"remove {folder.path} and run again"
     if not folder.begun:
-        files.write_json(path, dict(found))
+        if not folder.dry:
+            files.write_json(path, dict(found))
         return
     held = files.read_json(path, repair, {"data": str, "split": str}) if path.exists() else {}
     for name, value in found.items():
@@ -270,8 +293,9 @@ def make_job(
     assert train_part is not None
     assert test is not None
     rate = config.head_learning_rate
+    network = synchronised(deepcopy(model)) if config.sync_bn else model
     return Job(
-        student=placed(model, device, precision),
+        student=placed(network, device, precision),
         stages=(Stage("teach"),),
         bound=(),
         source=None,
@@ -307,6 +331,7 @@ def about(config: TeachConfig, lesson: Lesson, model: nn.Module, test_accuracy: 
         "seed": config.seed,
         "answer": answer(model, lesson.image_shape),
         "test_accuracy": test_accuracy,
+        "class_names": lesson.data.class_names,
     }
 
 
@@ -324,11 +349,13 @@ def defaults(workspace: Workspace, config: TeachConfig, record: TeacherRecord) -
     }
 
 
-def as_it_is(job: Job) -> Running:
+def as_it_is(job: Job, progress: Progress = Silent()) -> Running:  # noqa: B008 - it has no state
     """What a training without a step would give: one row with the accuracies of the network's weights."""
     running = begin(job, 0)
     score = {
-        name: accuracy(job.student, part.images, part.labels, job.precision, ranks=job.ranks) if part else None
+        name: accuracy(job.student, part.images, part.labels, job.precision, ranks=job.ranks, progress=progress)
+        if part
+        else None
         for name, part in (("validation_accuracy", job.validation), ("test_accuracy", job.test))
     }
     fixed = {"stage": "as it is", "epoch": 0, "steps": 0, "learning_rate": 0.0, "loss": None, "train_accuracy": None}

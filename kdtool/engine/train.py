@@ -59,7 +59,7 @@ def train(
     job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, checkpoint_seconds: float = 60.0
 ) -> Running:
     """Runs all stages, from the state in `folder` where there is one; the job's student holds the result."""
-    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []), working():
+    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []), working(), stop.deferring():
         return _train(job, folder, progress, stop, checkpoint_seconds)
 
 
@@ -85,12 +85,12 @@ def _run_stage(
     stage = job.stages[running.stage]
     plan = stage_recipe(job.recipe, stage)
     slices = batch_slices(len(job.train.labels), plan.batch, plan.drop_last)
-    progress.begin(stage.name, plan.epochs * len(slices), running.epoch * len(slices) + running.done)
     taps = tuple(dict.fromkeys(tap for bound in _active(job, stage) for tap in bound.taps))
     saved, before = time.monotonic(), epochs_before(job, running.stage)
     with TapReader(job.student, taps) as taps_reader:
         reader = reader_of(job, stage, taps_reader)
         while running.epoch < plan.epochs:
+            progress.begin(stage.name, plan.epochs * len(slices), running.epoch * len(slices) + running.done)
             view = view_of_epoch(job.seed, before + running.epoch, job.views)
             order = order_of_epoch(job.seed, before + running.epoch, len(job.train.labels), job.shuffle_block)
             if plan.resets and running.done == 0 and running.epoch in milestone_epochs(plan):
@@ -267,10 +267,10 @@ def _end_epoch(
     spread_buffers((job.student, running.adapters), job.ranks)
     synchronize(job.device)
     begun = time.perf_counter()
-    test = _accuracy(job, job.test)
+    test = _accuracy(job, job.test, progress)
     validation = None
     if job.validation is not None:
-        validation = _accuracy(job, job.validation)
+        validation = _accuracy(job, job.validation, progress)
         if not plan.resets or running.epoch + 1 in (*milestone_epochs(plan), plan.epochs):
             _select(job, stage, running, validation)
     running.seconds["evaluate"] += time.perf_counter() - begun
@@ -296,8 +296,8 @@ def _end_epoch(
     )
 
 
-def _accuracy(job: Job, part: Labelled) -> float:
-    return accuracy(job.student, part.images, part.labels, job.precision, ranks=job.ranks)
+def _accuracy(job: Job, part: Labelled, progress: Progress) -> float:
+    return accuracy(job.student, part.images, part.labels, job.precision, ranks=job.ranks, progress=progress)
 
 
 def _keep(job: Job, running: Running, folder: RunFolder) -> None:

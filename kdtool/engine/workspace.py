@@ -55,18 +55,21 @@ class TeacherRecord:
     answer: tuple[float, ...]
     split_digest: str
     test_accuracy: float
+    class_names: tuple[str, ...] = ()  # of a teacher that an earlier kdtool trained there are none
 
     @property
     def seen(self) -> "Seen":
         """How the teacher saw its data set; the seed of the augmentation is that of its training."""
-        return Seen(self.data, self.data_digest, self.classes, self.image_shape, self.augmentation, self.mean, self.std)
+        shown = (self.image_shape, self.augmentation, self.mean, self.std)
+        return Seen(self.data, self.data_digest, self.classes, *shown, self.class_names)
 
 
 @dataclass(frozen=True)
 class Seen:
     """A data set as a network sees it: which one, in which shape (C, H, W), under which augmentation, normalised how.
 
-    augmentation: the record of the rule. mean, std: of each channel, in units of pixel / 255.
+    augmentation: the record of the rule. mean, std: of each channel, in units of pixel / 255. class_names: in the order
+    of the logits, empty where they are not known.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Seen:
     augmentation: Mapping[str, Any]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    class_names: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As plain values for the result of a run."""
@@ -144,11 +148,14 @@ def read_record(path: Path) -> TeacherRecord:
     threes = (values["image_shape"], values["mean"], values["std"])
     check_rule(plain["augmentation"], str(place), "train the teacher again with `kdtool teach`")
     numbers = all(type(item) in (int, float) for row in (*threes, values["answer"]) for item in row)
-    if values.keys() != _RECORD.keys() or not numbers or any(len(three) != 3 for three in threes):
+    names = values.pop("class_names", ())
+    named = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    sound = values.keys() == _RECORD.keys() and numbers and named
+    if not sound or any(len(three) != 3 for three in threes):
         raise DamageError(
             f"{place} is the record of another version of kdtool; train the teacher again with `kdtool teach`"
         )
-    return TeacherRecord(**values)
+    return TeacherRecord(**values, class_names=names)
 
 
 def read_teacher(path: Path, record: TeacherRecord, device: torch.device, precision: str = "float32") -> nn.Module:

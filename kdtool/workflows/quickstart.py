@@ -63,4 +63,4 @@ def quickstart(folder: Path, sizes: Quickstart, progress: Progress, stop: StopRe
     for run in runs:
         gram_gap(workspace, Asked((run,)), GapPlan(), progress)
     progress.note("5/5 report")
-    return write_report([workspace.runs], folder / "report.html")
+    return write_report([workspace.runs], folder / "report.html", progress)

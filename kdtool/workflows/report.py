@@ -11,6 +11,7 @@ from pathlib import Path
 from kdtool import files
 from kdtool.analysis import plots
 from kdtool.analysis.results import read_runs
+from kdtool.progress import Progress, Silent
 from kdtool.workflows import page
 from kdtool.workflows.report_again import again
 from kdtool.workflows.report_analyses import others, probes, transfer
@@ -32,14 +33,19 @@ SECTIONS = {
 }
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
+def write_report(folders: Sequence[Path], out: Path, progress: Progress = Silent()) -> Path:  # noqa: B008
     """Writes the report of run folders, or of folders of run folders, to `out`; gives its path.
 
     A damaged or unfinished run is left out visibly. Raises UsageError where there is no finished run, DamageError where
     all that there are are damaged, and UsageError without matplotlib.
     """
+    progress.begin("report", 1 + len(SECTIONS))
     shown = content(*read_runs(folders))
-    found = {title: parts for title, of in SECTIONS.items() if (parts := of(shown))}
+    found = {}
+    for title, of in SECTIONS.items():
+        progress.advance(1)
+        if parts := of(shown):
+            found[title] = parts
     sections = [page.section(title, *parts) for title, parts in found.items()]
     top = (subtitle(shown), page.contents(list(found)), left_out(shown), stale(shown))
     written = page.page("Distillation report", plots.SERIES, "\n".join(filter(None, (*top, *sections))))

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from kdtool import files
-from kdtool.cache import Choice, create_or_open, drop, dropped_bytes, open_cache, verify
+from kdtool.cache import Choice, create_or_open, drop, open_cache, verify, would_drop
 from kdtool.errors import ResourceError, UsageError
 
 
@@ -35,7 +35,7 @@ CHOICES = {
 @pytest.mark.parametrize(("choice", "left"), CHOICES.values(), ids=CHOICES.keys())
 def test_what_is_dropped_is_gone_and_its_space_is_free(choice, left, copy, tiny):
     before, held = tiny.tree(copy), size(copy)
-    promised = dropped_bytes(copy, choice)
+    promised = would_drop(copy, choice).bytes
     assert tiny.tree(copy) == before
     assert drop(copy, choice) == promised == held - size(copy)
     cache = open_cache(copy)

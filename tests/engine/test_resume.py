@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up import run_extract
 from stopping import StopAfter
 
 from kdtool import files
@@ -98,6 +99,20 @@ def test_every_method(whole: Callable[[], Workspace], small: Callable[[str], Met
     methods = (item, method("kd")) if item.combines else (item,)
     chosen = replace(recipe("kda"), epochs=2, batch=32, learning_rate=0.05)
     assert same_bits(whole, DistillConfig("resnet8", methods, chosen, name="run", precision="float32", seed=3), 2) >= 2
+
+
+def test_a_cache_that_has_grown(work: Callable[[], Workspace], plan: Recipe) -> None:
+    """A run that was begun goes on with the views that it has; what came to nothing takes those that there are."""
+    config = DistillConfig("resnet8", (method("kd"),), plan, name="run", precision="float32")
+    undisturbed, stopped = work(), work()
+    wanted = distill(undisturbed, config)
+    with pytest.raises(Stopped):
+        distill(stopped, config, stop=StopAfter(4))
+    run_extract(stopped.folder, views=int(wanted["views"]) + 1, dtypes={"": "float32"})
+    assert distill(stopped, config)["weights_sha256"] == wanted["weights_sha256"]
+    assert distill(stopped, replace(config, name="other"))["views"] == wanted["views"] + 1
+    (stopped.runs / "run" / "result.json").unlink()
+    assert distill(stopped, config)["views"] == wanted["views"] + 1
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import typer
 
-from kdtool.cli.main import app, run
+from kdtool.cli.commands import app
+from kdtool.cli.main import run
 from kdtool.data import DATASETS
 from kdtool.engine.runs import toml
 from kdtool.methods import METHODS

@@ -289,7 +289,7 @@ def test_an_interrupt(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernels, "figures", interrupted)
     code, _, err = typed("bench kernels --quiet")
-    assert (code, err) == (130, "kdtool: interrupted\n")
+    assert (code, err) == (130, "kdtool: interrupted; run the same command again: it starts anew\n")
 
 
 def test_the_help_names_all_parts() -> None:
