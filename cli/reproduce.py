@@ -230,14 +230,13 @@ def run(
     Example: kdtool reproduce run digits
     """
     from kdtool.engine.ranks import leave
-    from kdtool.progress import stoppable
     from kdtool.workflows.reproduce.recipe import load
 
     recipes = [load(name) for name in names]
     if found := leave():
         share = share or f"{found[0]}/{found[1]}"
     kept = _results(folder, results, share)
-    with Shown(quiet) as shown, stoppable() as stop:
+    with Shown(quiet) as shown, shown.stoppable() as stop:
         waiting = 0
         for recipe in recipes:
             work = _work(folder, kept, shown, stop, data_folder, weights, device)
