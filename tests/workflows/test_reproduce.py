@@ -13,12 +13,13 @@ import pytest
 
 from kdtool.cache import open_cache
 from kdtool.data import DATASETS
+from kdtool.engine.folder import Workspace
 from kdtool.errors import DamageError, HeldError, IdentityError, Stopped, UsageError
 from kdtool.progress import Silent, StopRequest
 from kdtool.workflows.reproduce import tables, work
 from kdtool.workflows.reproduce.plans import plan
 from kdtool.workflows.reproduce.recipe import Recipe, load
-from kdtool.workflows.reproduce.rows import Results, Row
+from kdtool.workflows.reproduce.rows import Results, Row, copy_teacher
 from kdtool.workflows.reproduce.tasks import searched, tasks
 from kdtool.workflows.reproduce.work import Work
 from tests.support.made_up import made_up
@@ -509,6 +510,15 @@ def test_weights_that_are_gone_are_taken_from_the_rows(
         shutil.rmtree(lost) if lost.is_dir() else lost.unlink(missing_ok=True)
     made().run(recipe, recipe.cells[:1], 4)
     assert len(Results(tmp_path / "rows").rows("tiny")) == 7
+
+
+def test_a_kept_teacher_does_not_say_where_the_data_lay(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, _ = whole
+    source = Workspace.open(folder / "work/tiny")
+    source.settings["data_folder"] = str(tmp_path)
+    copy_teacher(source, tmp_path / "kept", {})
+    kept = Workspace.open(tmp_path / "kept").settings
+    assert kept == {key: value for key, value in source.settings.items() if key != "data_folder"}
 
 
 def test_the_teacher_of_another_recipe_is_not_taken_for_it(whole: tuple[Path, Recipe], tmp_path: Path) -> None:

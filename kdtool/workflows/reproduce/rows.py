@@ -99,12 +99,13 @@ class Results:
 
 
 def copy_teacher(source: Workspace, place: Path, origin: dict[str, Any]) -> None:
-    """Copies a teacher's files, and writes last of all what it is made of."""
+    """Copies a teacher's files, and writes last of all what it is made of. Where the data lie here is left out."""
     with files.explained(place):
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).parent.mkdir(parents=True, exist_ok=True)
     teacher = (source.teacher, split_path(source.teacher), record_path(source.teacher))
-    for name in (*(path.name for path in teacher), "kdtool.toml", RESULT):
+    for name in (*(path.name for path in teacher), RESULT):
         if (source.folder / name).exists():
             files.write(place / name, (source.folder / name).read_bytes())
+    Workspace(place).write({key: value for key, value in source.settings.items() if key != "data_folder"})
     files.write_json(place / ORIGIN, origin)

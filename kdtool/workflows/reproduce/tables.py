@@ -196,7 +196,8 @@ def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
     page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]
     page += [f"Made by `kdtool reproduce table {recipe.name}`.", "", *_about_teachers(recipe, results), ""]
     page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
-    for line in found:
+    rows = list(dict.fromkeys(line.row for line in found))
+    for line in sorted(found, key=lambda line: rows.index(line.row)):
         named = [line.row, line.column, *([f"`{line.teacher}`"] if several else [])]
         shown = [text.replace("|", "\\|") for text in [*named, *cells(line, found)]]
         page.append(f"| {' | '.join(shown)} |")
@@ -220,5 +221,9 @@ def _about_teachers(recipe: Recipe, results: Results) -> list[str]:
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    threads = f", {environment['threads']} threads" if environment["device_type"] == "cpu" else ""
+    threads = (
+        f", {environment['threads']} thread{'s' * (environment['threads'] != 1)}"
+        if environment["device_type"] == "cpu"
+        else ""
+    )
     return f"{environment['device']}{threads}, torch {environment['torch']}, {environment['precision']}"
