@@ -1,6 +1,7 @@
 """What every test shares: the folder of large fixtures, one thread, the same examples in every run."""
 
 import os
+import signal
 
 # Sums depend on the number of threads. Set before numpy and torch start, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("reliability")
     group.addoption("--long", action="store_true", help="as many trials as docs/reliability.md tells of (hours)")
     group.addoption("--figures", metavar="FILE", help="write how many trials there were and how they ended, as JSON")
+
+
+def pytest_configure() -> None:
+    """Shells ignore SIGINT in jobs of the background, and then it is ignored in the processes that tests start, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

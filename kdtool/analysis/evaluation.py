@@ -42,7 +42,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Of the labelled images of one class, the share that is told right, in percent; None where there are none."""
+    """One class: its name, its labelled images, and accuracy, the share of them told right in percent; None of none."""
 
     name: str
     images: int

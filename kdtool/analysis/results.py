@@ -148,12 +148,12 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Skipped]]:
+def read_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[Skipped]]:
     """Every finished run in the given run folders and folders of run folders, and what had to be left out.
 
     Raises UsageError where there is no run at all; with nothing but damaged runs, the first one's error.
     """
-    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(path)))
+    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(Path(path))))
     runs, skipped, errors = [], [], []
     for folder in folders:
         try:

@@ -54,8 +54,9 @@ def tap_of(layer: str, shapes: Shapes, side: str) -> str:
     tap = canonical_tap(layer)
     if tap not in shapes:
         refused = unknown(f"layer of the {side}", layer, shapes)
-        foreign = not any(known.startswith("stage") for known in shapes)
-        raise UsageError(f"{refused}; `--tap {layer}=PATH` names a module of the network so") if foreign else refused
+        if tap.startswith("stage") and not any(known.startswith("stage") for known in shapes):
+            raise UsageError(f"{refused}; `--tap {layer}=PATH` names a module of the network so")
+        raise refused
     return tap
 
 

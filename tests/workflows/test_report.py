@@ -282,7 +282,8 @@ def test_without_matplotlib_the_remedy_is_named(runs, tmp_path, monkeypatch):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_pyplot_is_never_imported(runs, tmp_path):
+def test_pyplot_is_never_imported(runs, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # of an example that ran before
     write_report([runs], tmp_path / "report.html")
     assert "matplotlib.pyplot" not in sys.modules
 
