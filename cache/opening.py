@@ -3,7 +3,6 @@
 Left out: the lock and the additions (kdtool.cache.writer).
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,7 @@ from kdtool.errors import DamageError, ResourceError, UsageError
 
 def require_space(path: Path | str, bytes_needed: int) -> None:
     """Refuses with a ResourceError where the disk of `path` has fewer than `bytes_needed` bytes free."""
-    place = Path(path).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = files.free_bytes(Path(path))
     if free < bytes_needed:
         raise ResourceError(
             f"{path} needs {bytes_needed:,} bytes, its disk has {free:,} free; free some space, or name a folder on "

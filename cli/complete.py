@@ -48,11 +48,7 @@ def run_names(context: typer.Context, incomplete: str) -> list[str]:
 
 def tables(incomplete: str) -> list[str]:
     """The recipes of `kdtool reproduce`."""
-    from importlib import resources
-
-    found = (Path(entry.name) for entry in resources.files("kdtool.workflows").joinpath("recipes").iterdir())
-    known = sorted(path.stem for path in found if path.suffix == ".toml" and path.stem != "groups")
-    return [name for name in known if name.startswith(incomplete)]
+    return [name for name in names.tables() if name.startswith(incomplete)]
 
 
 methods, methods_or_none = of(names.METHODS), of((*names.METHODS, "none"))

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,14 +73,24 @@ def explained(path: Path) -> Iterator[None]:
 
 def check_folder(folder: Path) -> None:
     """Raises the OSError that making a folder, and writing into it, would meet; makes nothing."""
-    place = folder
-    while not place.exists():
-        place = place.parent
+    place = _existing(folder)
     if not place.is_dir():
         number = errno.EEXIST if place == folder else errno.ENOTDIR
         raise OSError(number, os.strerror(number), str(place))
     if not os.access(place, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk that a path is or will be on."""
+    return shutil.disk_usage(_existing(path.absolute())).free
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def sweep(folder: Path) -> None:

@@ -3,6 +3,8 @@
 The registries themselves import torch; a test holds these lists against them.
 """
 
+from importlib import resources
+
 METHODS = (
     *("kd", "logits", "kda", "srm", "icd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ab", "ft", "fsp", "nst"),
     "crd",
@@ -26,3 +28,9 @@ DATA_SETS = (
 PUBLISHED = tuple(name for name in DATA_SETS if name not in ("digits", "folder", "stl10_unlabelled"))
 
 RECIPES = ("kda", "crd", "icd", "srm", "probe-icd", "probe-crd", "probe-srm")
+
+
+def tables() -> list[str]:
+    """The recipes of `kdtool reproduce` that come with kdtool."""
+    found = (entry.name for entry in resources.files("kdtool.workflows").joinpath("recipes").iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml") and name != "groups.toml")

@@ -146,8 +146,8 @@ def teach(
 ) -> dict[str, Any]:
     """Trains and writes teacher.safetensors, its record and kdtool.toml into the workspace; gives the result.
 
-    The result is what runs/teacher/result.json holds; accuracies in percent. Open the workspace again for the stages
-    that follow: it then has the settings that were written. stop: asked at every safe point; without one only an
+    The result is what runs/teacher/result.json holds; accuracies in percent. The workspace takes over the
+    settings that are written, for the stages that follow. stop: asked at every safe point; without one only an
     exception ends it. Whatever stops it, the next call goes on from the last checkpoint, at most `checkpoint_seconds`
     before. All ranks of a `torchrun` train together, and rank 0 writes.
     """

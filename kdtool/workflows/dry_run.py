@@ -6,11 +6,11 @@ theirs; locks are not taken. Left out: what an extract would do (kdtool.workflow
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdtool import files
 from kdtool.data.batches import batch_slices
 from kdtool.engine import distill as distilling
 from kdtool.engine import teach as teaching
@@ -127,7 +127,7 @@ def about(job: Job, folder: RunFolder, network: str, trains: bool) -> Plain:
         else None,
         "bytes": student * (1 + kept + (job.validation is not None)),
         "scratch_bytes": 0 if not trains else 2 * state_bytes(job, running),
-        "free_bytes": free_bytes(folder.path),
+        "free_bytes": files.free_bytes(folder.path),
     }
 
 
@@ -167,11 +167,3 @@ def state_bytes(job: Job, running: Running) -> int:
     trained = sum(int(value.numel()) for group in running.optimizer.param_groups for value in group["params"])
     moments = (2 if job.recipe.optimizer == "adam" else bool(job.recipe.momentum)) * WIDTH * trained
     return modules + moments + (tensor_bytes(job.student) if job.validation is not None else 0)
-
-
-def free_bytes(path: Path) -> int:
-    """What is free on the disk that a path is or will be on."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free

@@ -6,6 +6,7 @@ Bytes come from `kdtool.engine.sizes`, seconds from `kdtool.workflows.costs`.
 from pathlib import Path
 from typing import Any
 
+from kdtool import files
 from kdtool.cache import Cache
 from kdtool.cache.identity import refuse
 from kdtool.cache.journal import JOURNAL, holds_cache
@@ -19,7 +20,6 @@ from kdtool.engine.workspace import open_teacher_cache
 from kdtool.methods import reference
 from kdtool.targets import by_key
 from kdtool.workflows.costs import costs
-from kdtool.workflows.dry_run import free_bytes
 
 
 def plan(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def plan(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[s
         "keys": [row for row in rows if row["key"] != "labels"],
         "bytes": sum(row["bytes"] for row in rows),
         "bytes_to_write": sum(row["bytes_to_write"] for row in rows),
-        "free_bytes": free_bytes(workspace.cache),
+        "free_bytes": files.free_bytes(workspace.cache),
         **costs(job, known, fitted, read),
         "config": resolved(workspace, config, job),
     }

@@ -185,7 +185,7 @@ def test_damage(work: Path, refused: Typed) -> None:
 
 def test_a_full_disk(work: Path, refused: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil._ntuple_diskusage(100, 90, 10)  # type: ignore[attr-defined]
-    monkeypatch.setattr("kdtool.cache.opening.shutil.disk_usage", lambda place: full)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: full)
     texts = ("needs", "has 10 free")
     refused(5, texts, f"{EXTRACT} --dry-run --quiet --folder {work} --cache", work / "other")
     assert not (work / "other").exists()

@@ -19,6 +19,7 @@ from typing import Any
 
 from kdtool.engine.runs import read_toml
 from kdtool.errors import UsageError, unknown
+from kdtool.names import tables
 from kdtool.workflows.reproduce.printed import Printed, table
 
 Table = Mapping[str, Any]
@@ -106,8 +107,7 @@ class Recipe:
 
 def names() -> list[str]:
     """The recipes that come with kdtool."""
-    found = (entry.name for entry in resources.files("kdtool.workflows").joinpath("recipes").iterdir())
-    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml") and name != "groups.toml")
+    return tables()
 
 
 def load(name: str) -> Recipe:
