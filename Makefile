@@ -28,7 +28,7 @@ UV := build/uv/bin/uv
 COMPILE = $(UV) pip compile pyproject.toml --universal --no-python-downloads --generate-hashes --no-annotate --quiet \
   --custom-compile-command "make lock"
 # What the images hold: kdtool's extras without its tools, in the versions that requirements.lock has for their Python.
-IMAGE := --extra digits --extra plots --extra timm --python-version 3.12 --constraint requirements.lock
+IMAGE := --extra digits --extra plots --extra tensorboard --extra timm --python-version 3.12 --constraint requirements.lock
 PLACE := build/wheel-test
 
 .PHONY: help setup quickstart test lint format types check wheel-test coverage bench crash-test docker-test lock clean

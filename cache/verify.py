@@ -56,7 +56,12 @@ def _texts(root: Path) -> Iterator[Problem]:
         try:
             check(root / name)
         except DamageError as error:
-            yield Problem(name, str(error))
+            yield _problem(root, name, error)
+
+
+def _problem(root: Path, name: str, error: DamageError) -> Problem:
+    """What an error says of a file, without the file's path and the advice to verify."""
+    return Problem(name, str(error).removeprefix(f"{root / name} ").removesuffix(f"; {repair(root)}"))
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def _chunks(root: Path, manifest: Manifest, progress: Callable[[int], None]) -> 
         try:
             check_file(root, name, grid, recorded)
         except DamageError as error:
-            yield Problem(name, str(error))
+            yield _problem(root, name, error)
         progress(grid.file_bytes)
 
 
@@ -106,7 +111,7 @@ def _metadata(root: Path, manifest: Manifest) -> Iterator[Problem]:
     begun = (root / journal.JOURNAL).exists() or not (manifest.contents or manifest.files)
     for name, state in tree.states(root, manifest).items():
         if state == "other" or (state == "stale" and not begun):
-            yield Problem(name, f"is missing or does not describe what the manifest has there; {repair(root)}")
+            yield Problem(name, "is missing or does not describe what the manifest has there")
 
 
 def _plain_zarr(root: Path, manifest: Manifest) -> Iterator[Problem]:

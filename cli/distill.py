@@ -71,6 +71,7 @@ def distill(
     ] = None,
     folder: o.Folder = Path(),
     config: o.Config = None,
+    tensorboard: o.Tensorboard = False,
     dry_run: o.DryRun = False,
     print_config: o.PrintConfig = False,
     json: o.Json = False,
@@ -93,11 +94,11 @@ def distill(
         from kdtool.workflows.dry_run import distill as rehearse
 
         with Shown(quiet or own_rank() > 0) as shown:
-            found = rehearse(workspace, asked, shown)
+            found = rehearse(workspace, asked, shown, print_config)
         show_dry(found, print_config, json, show_training)
         return
     with Shown(quiet or own_rank() > 0) as shown, shown.stoppable() as stop:
-        result = train(workspace, asked, shown, stop)
+        result = train(workspace, asked, shown, stop, tensorboard=tensorboard)
     if own_rank() > 0:
         return
     if json:

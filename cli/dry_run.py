@@ -46,7 +46,7 @@ def show_training(found: Found) -> None:
     )
     for stage in found["stages"]:
         print_line(f"stage {stage['name']}: {stage['epochs']:,} epochs of {stage['steps']:,} steps")
-        print_line(f"  loss: {terms(stage)}")
+        print_line(f"  loss: {stage['loss']}")
     print_line(f"in all {found['steps']:,} steps, on {found['device']} in {found['precision']}")
     room = f", and up to {in_units(found['scratch_bytes'])} while it runs" if found["scratch_bytes"] else ""
     print_line(f"writes {in_units(found['bytes'])} of weights{room}; {in_units(found['free_bytes'])} are free")
@@ -56,13 +56,3 @@ def show_training(found: Found) -> None:
         print_line(f"  at stage {at['stage']}, epoch {at['epoch']}, after step {at['step']:,}")
     else:
         print_line(f"{found['folder']}: would begin anew")
-
-
-def terms(stage: Found) -> str:
-    """The terms of a stage's loss."""
-    found = [f"{stage['cross_entropy']:g} cross-entropy"] if stage["cross_entropy"] else []
-    found += ["every term of the method"] if stage["every_term"] else []
-    for name, term in stage["terms"].items():
-        later = f" from epoch {term['from_epoch']}" if term["from_epoch"] > 1 else ""
-        found.append(f"{term['weight']:.4g} {name}{later}")
-    return " + ".join(found)

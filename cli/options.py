@@ -90,7 +90,10 @@ Taps = Annotated[
     list[str] | None,
     typer.Option("--tap", metavar="TAP=PATH", help="Name a layer of the network by its module path; repeat."),
 ]
-CachePath = Annotated[Path | None, typer.Option("--cache", metavar="FOLDER", help="The cache.  [default: cache.zarr]")]
+CachePath = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="FOLDER", help="The cache, from here.  [default: cache.zarr in --folder]"),
+]
 KeepWeights = Annotated[
     int | None,
     typer.Option("--keep-weights", metavar="N", help="Keep the weights of every so many epochs, for analyses."),
@@ -98,6 +101,7 @@ KeepWeights = Annotated[
 SyncBn = Annotated[
     bool, typer.Option("--sync-bn", help="Under torchrun, BatchNorm over the whole batch and not each share (GPUs).")
 ]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
 PrintConfig = Annotated[
     bool,

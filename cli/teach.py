@@ -108,6 +108,7 @@ def teach(
     sync_bn: o.SyncBn = False,
     folder: o.Folder = Path(),
     config: o.Config = None,
+    tensorboard: o.Tensorboard = False,
     dry_run: o.DryRun = False,
     print_config: o.PrintConfig = False,
     json: o.Json = False,
@@ -128,11 +129,11 @@ def teach(
         from kdtool.workflows.dry_run import teach as rehearse
 
         with Shown(quiet or own_rank() > 0) as shown:
-            found = rehearse(workspace, settings, shown)
+            found = rehearse(workspace, settings, shown, print_config)
         show_dry(found, print_config, json, show_training)
         return
     with Shown(quiet or own_rank() > 0) as shown, shown.stoppable() as stop:
-        result = run(workspace, settings, shown, stop)
+        result = run(workspace, settings, shown, stop, tensorboard=tensorboard)
     if own_rank() > 0:
         return
     if json:

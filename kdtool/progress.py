@@ -24,6 +24,11 @@ class Progress(Protocol):
         """One line that stays visible."""
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words: 1 run, 2 runs."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Silent:
     """Reports nothing."""

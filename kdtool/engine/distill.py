@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -145,6 +146,7 @@ def distill(
     stop: StopRequest | None = None,
     checkpoint_seconds: float = 60.0,
     live: bool = False,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Trains and writes a run folder; gives the result. All ranks of a `torchrun` train together, and rank 0 writes.
 
@@ -152,7 +154,7 @@ def distill(
     accuracies in percent. A run that is there already is not trained again. stop: asked at every safe point; without
     one only an exception ends it. Whatever stops it, the next call goes on from the last checkpoint, at most
     `checkpoint_seconds` before. live: the teacher answers in every step, and the cache gives the split and what fits
-    have learned; for tests and benchmarks.
+    have learned; for tests and benchmarks. tensorboard: the metrics are written for TensorBoard too.
     """
     stop = stop or StopRequest()
     device = choose_device(config.device)
@@ -162,8 +164,8 @@ def distill(
             ready = made_ready(workspace, config, group, device, precision, progress, live)
             if group.rank == 0:
                 held.enter_context(files.lock(ready.path / "lock", "training in"))
-                check_basis(RunFolder(ready.path, ready.resolved), ready.cache)
-        folder = RunFolder(ready.path, ready.resolved)
+                check_basis(RunFolder(ready.path, ready.resolved, events=tensorboard), ready.cache)
+        folder = RunFolder(ready.path, ready.resolved, events=tensorboard)
         known: dict[str, Any] | None = group.shared(folder.result)
         if known is not None:
             if group.rank == 0:
@@ -334,9 +336,11 @@ def check_teacher(workspace: Workspace, cache: Cache) -> None:
     ):
         wanted = workspace.settings.get(setting)
         if wanted is not None and wanted != found:
+            folder = [] if workspace.folder == Path() else ["--folder", str(workspace.folder)]
+            repair = shlex.join(["kdtool", "extract", *folder, "--cache", str(workspace.folder / "OTHER.zarr")])
             raise IdentityError(
                 f"{cache.path} is the cache of another {what}: {found[:12]} there, {str(wanted)[:12]} in "
-                f"{workspace.folder / 'kdtool.toml'}; run `kdtool extract --cache OTHER` for this teacher"
+                f"{workspace.folder / 'kdtool.toml'}; name this teacher's with --cache, or make it: `{repair}`"
             )
 
 

@@ -90,13 +90,12 @@ def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe
             f"--with {extra} adds to stages that have a cross-entropy, and {own} has none with these options; give it "
             f"one, as in --set {own}.task=1"
         )
-    added = {term: weight for extra in bound for term, weight in (extra.weights or {}).items()}
     for stage in stages:
         recipe = stage_recipe(plan, stage)
         epochs = recipe.epochs
         batch_slices(samples, recipe.batch, recipe.drop_last)
         need(stage.task >= 0, f"the weight of the cross-entropy is {stage.task:g}; a weight is at least 0")
-        weights = {**(stage.weights or {}), **(added if stage.task else {})}
+        weights = weights_of(stage, bound)
         idle = not stage.task and stage.weights is not None and not any(weight.value for weight in weights.values())
         need(not idle, f"stage {stage.name} trains nothing: its cross-entropy and all its terms have weight 0")
         for term, weight in weights.items():
@@ -106,6 +105,22 @@ def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe
                     f"the term {term} becomes active in epoch {weight.start + 1} and the run has {epochs}; "
                     f"ask for more with --epochs {weight.start + 1}"
                 )
+
+
+def weights_of(stage: Stage, bound: Sequence[Bound]) -> dict[str, Weight]:
+    """term -> weight of a stage's loss, what `--with` adds included; none of a stage that weighs all terms alike."""
+    added = {term: weight for extra in bound for term, weight in (extra.weights or {}).items()}
+    return {**(stage.weights or {}), **(added if stage.task else {})}
+
+
+def loss_text(stage: Stage, bound: Sequence[Bound]) -> str:
+    """A stage's loss for people, with the weights as they are after what a method scales them by."""
+    found = [f"{stage.task:g} cross-entropy"] if stage.task else []
+    found += ["every term of the method"] if stage.weights is None and bound else []
+    for term, weight in weights_of(stage, bound).items():
+        if weight.value:
+            found.append(f"{weight.value:.4g} {term}" + (f" from epoch {weight.start + 1}" if weight.start else ""))
+    return " + ".join(found)
 
 
 def check_keep(epochs: int | None) -> None:

@@ -4,6 +4,7 @@ config.toml        the resolved configuration; `kdtool <command> --config config
 environment.json   versions, device, threads
 cache.json         identity of the cache that a student is trained from
 metrics.jsonl      one line an epoch; metrics.csv holds the same table when the run has ended
+events.out.tfevents.*   the same for TensorBoard, where that was asked for
 state.json         the training state while the run is unfinished
 student.safetensors, result.json   written last: a folder with a result is a finished run
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import kdtool
 from kdtool import files
+from kdtool.engine.events import Events
 from kdtool.errors import DamageError, IdentityError, UsageError
 
 if TYPE_CHECKING:
@@ -111,13 +113,14 @@ class RunFolder:
     """One run's folder; what another configuration came to is not overwritten. Make it while holding its lock.
 
     A run that ended before its first state was saved came to nothing, so another configuration may have its folder.
-    dry: nothing is written, and only what would be refused is.
+    dry: nothing is written, and only what would be refused is. events: the metrics are written for TensorBoard too.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], dry: bool = False) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], dry: bool = False, events: bool = False) -> None:
         self.path = path
         self.config = config
         self.dry = dry
+        self.events = Events(path) if events else None
         known = path / "config.toml"
         found = read_toml(known) if known.exists() else {}
         different = found != tomllib.loads(toml(config))
@@ -164,9 +167,13 @@ class RunFolder:
     def write_rows(self, rows: list[Row]) -> None:
         """Replaces the metrics; they are part of the state, so they are rewritten with it."""
         files.write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        if self.events:
+            self.events.follow(rows)
 
     def finish(self, result: dict[str, Any], rows: list[Row]) -> None:
         """Writes the table and, last, the result."""
+        if self.events:
+            self.events.close()
         table = io.StringIO()
         flat = [{**row, **{f"term_{k}": v for k, v in row["terms"].items()}} for row in rows]
         names = dict.fromkeys(name for row in flat for name in row if name != "terms")

@@ -143,13 +143,15 @@ def teach(
     progress: Progress = Silent(),  # noqa: B008 - it has no state
     stop: StopRequest | None = None,
     checkpoint_seconds: float = 60.0,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Trains and writes teacher.safetensors, its record and kdtool.toml into the workspace; gives the result.
 
     The result is what runs/teacher/result.json holds; accuracies in percent. The workspace takes over the
     settings that are written, for the stages that follow. stop: asked at every safe point; without one only an
     exception ends it. Whatever stops it, the next call goes on from the last checkpoint, at most `checkpoint_seconds`
-    before. All ranks of a `torchrun` train together, and rank 0 writes.
+    before. tensorboard: the metrics are written for TensorBoard too. All ranks of a `torchrun` train together, and rank
+    0 writes.
     """
     stop = stop or StopRequest()
     check_names(config)
@@ -165,8 +167,8 @@ def teach(
             resolved = plain_config("teach", replace(config, precision=precision))
             if group.rank == 0:
                 held.enter_context(files.lock(path / "lock", "training in"))
-                check_basis(RunFolder(path, resolved), basis(lesson, config.initial))
-        folder = RunFolder(path, resolved)
+                check_basis(RunFolder(path, resolved, events=tensorboard), basis(lesson, config.initial))
+        folder = RunFolder(path, resolved, events=tensorboard)
         whole = workspace.teacher.exists() and workspace.settings
         known: dict[str, Any] | None = group.shared(folder.result if whole else None)
         if known is not None:

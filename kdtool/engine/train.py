@@ -22,7 +22,7 @@ from kdtool.data.dataset import NO_LABEL
 from kdtool.engine import checkpoint, keeping
 from kdtool.engine.device import autocast, synchronize
 from kdtool.engine.evaluate import accuracy
-from kdtool.engine.job import Bound, Job, Labelled, check_schedule, stage_recipe
+from kdtool.engine.job import Bound, Job, Labelled, check_schedule, loss_text, stage_recipe
 from kdtool.engine.optim import Recipe, learning_rate, milestone_epochs
 from kdtool.engine.ranks import working
 from kdtool.engine.runs import Row, RunFolder
@@ -51,7 +51,7 @@ from kdtool.engine.together import (
 from kdtool.errors import UsageError
 from kdtool.methods.precision import wide
 from kdtool.models.taps import TapReader
-from kdtool.progress import Progress, StopRequest
+from kdtool.progress import Progress, StopRequest, counted
 from kdtool.targets import CLEAN, Batch, Cached, Stage, Weight
 
 
@@ -71,12 +71,23 @@ def _train(job: Job, folder: RunFolder, progress: Progress, stop: StopRequest, c
     if running.epoch or running.done:
         progress.note(f"resumed at stage {job.stages[running.stage].name}, epoch {running.epoch + 1}")
     while True:
+        if not (running.epoch or running.done):
+            progress.note(_stage_text(job, running.stage))
         _run_stage(job, running, folder, progress, stop, checkpoint_seconds)
         _leave_stage(job, running, folder, progress)
         if running.stage + 1 == len(job.stages):
             return running
         running = begin(job, running.stage + 1, running)
         save(job, running, folder)
+
+
+def _stage_text(job: Job, number: int) -> str:
+    """A stage before its first step: how long it is, and its loss."""
+    stage = job.stages[number]
+    plan = stage_recipe(job.recipe, stage)
+    steps = len(batch_slices(len(job.train.labels), plan.batch, plan.drop_last))
+    length = f"{counted(plan.epochs, 'epoch')} of {counted(steps, 'step')}"
+    return f"{stage.name}: {length}; loss: {loss_text(stage, job.bound)}"
 
 
 def _run_stage(

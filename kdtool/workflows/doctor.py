@@ -24,6 +24,7 @@ IMPORT_SECONDS = 300
 EXTRAS = {  # library -> kdtool's extra that installs it, and what it is for
     "scikit-learn": ("digits", "the data set digits"),
     "matplotlib": ("plots", "plots and pages"),
+    "tensorboard": ("tensorboard", "metrics for TensorBoard"),
     "timm": ("timm", "networks timm:NAME"),
 }
 

@@ -15,7 +15,7 @@ from kdtool.data.batches import batch_slices
 from kdtool.engine import distill as distilling
 from kdtool.engine import teach as teaching
 from kdtool.engine.device import choose_device, choose_precision
-from kdtool.engine.job import Job, stage_recipe
+from kdtool.engine.job import Job, loss_text, stage_recipe, weights_of
 from kdtool.engine.ranks import alike, ranks
 from kdtool.engine.runs import RunFolder
 from kdtool.engine.state import begin, resume
@@ -35,8 +35,11 @@ Plain = dict[str, Any]
 WIDTH = 4  # bytes of a weight; buffers of other types are few
 
 
-def teach(workspace: Workspace, config: TeachConfig, progress: Progress) -> Plain:
-    """What `kdtool.engine.teach.teach` would do. Errors are its own, and nothing is written."""
+def teach(workspace: Workspace, config: TeachConfig, progress: Progress, config_alone: bool = False) -> Plain:
+    """What `kdtool.engine.teach.teach` would do. Errors are its own, and nothing is written.
+
+    config_alone: the resolved configuration, whatever the run's folder holds.
+    """
     teaching.check_names(config)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
@@ -45,6 +48,8 @@ def teach(workspace: Workspace, config: TeachConfig, progress: Progress) -> Plai
         path = workspace.runs / "teacher"
         start = None if (path / "result.json").exists() else teaching.first_weights(config, lesson)
         resolved = teaching.plain_config("teach", replace(config, precision=precision))
+        if config_alone:
+            return {"config": resolved}
         folder = RunFolder(path, resolved, dry=True)
         teaching.check_basis(folder, teaching.basis(lesson, config.initial))
         if folder.result and workspace.teacher.exists() and workspace.settings:
@@ -63,17 +68,19 @@ def teach(workspace: Workspace, config: TeachConfig, progress: Progress) -> Plai
     }
 
 
-def distill(workspace: Workspace, config: DistillConfig, progress: Progress) -> Plain:
-    """What `kdtool.engine.distill.distill` would do. Errors are its own, and nothing is written."""
+def distill(workspace: Workspace, config: DistillConfig, progress: Progress, config_alone: bool = False) -> Plain:
+    """What `kdtool.engine.distill.distill` would do; see `teach`."""
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     with ranks(device) as group, alike(group):
         ready = distilling.made_ready(workspace, config, group, device, precision, progress)
-        folder = RunFolder(ready.path, ready.resolved, dry=True)
-        distilling.check_basis(folder, ready.cache)
         where = {"run": config.name} if config.name else {}
         named = Path(str(workspace.settings.get("cache", "")))
         resolved = {**ready.resolved, **where, **({"cache": str(named)} if named.is_absolute() else {})}
+        if config_alone:
+            return {"config": resolved}
+        folder = RunFolder(ready.path, ready.resolved, dry=True)
+        distilling.check_basis(folder, ready.cache)
         if folder.result:
             return finished(folder, resolved)
         found = about(ready.job(config, device, precision), folder, config.student, trains=True)
@@ -135,9 +142,7 @@ def stage_plan(job: Job, number: int) -> Plain:
     """A stage: epochs, steps of each, and its terms with their weights and the first epoch (from 1) of each."""
     stage = job.stages[number]
     recipe = stage_recipe(job.recipe, stage)
-    added = [bound.weights for bound in job.bound[1:] if stage.task]
-    weights = [stage.weights, *added]
-    terms = {name: weight for found in weights for name, weight in (found or {}).items() if weight.value}
+    terms = {name: weight for name, weight in weights_of(stage, job.bound).items() if weight.value}
     return {
         "name": stage.name,
         "epochs": recipe.epochs,
@@ -145,9 +150,9 @@ def stage_plan(job: Job, number: int) -> Plain:
         "batch": recipe.batch,
         "optimizer": recipe.optimizer,
         "learning_rate": recipe.learning_rate,
+        "loss": loss_text(stage, job.bound),
         "cross_entropy": stage.task,
         "terms": {name: {"weight": weight.value, "from_epoch": weight.start + 1} for name, weight in terms.items()},
-        "every_term": bool(job.bound) and None in weights,
     }
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from kdtool import files
 from kdtool.analysis import plots
 from kdtool.analysis.results import read_runs
-from kdtool.progress import Progress, Silent
+from kdtool.progress import Progress, Silent, counted
 from kdtool.workflows import page
 from kdtool.workflows.report_again import again
 from kdtool.workflows.report_analyses import others, probes, transfer
-from kdtool.workflows.report_content import Content, content, counted
+from kdtool.workflows.report_content import Content, content
 from kdtool.workflows.report_cost import cost
 from kdtool.workflows.report_figures import closer
 from kdtool.workflows.report_results import learning, results

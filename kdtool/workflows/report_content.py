@@ -232,8 +232,3 @@ def size(count: int | None) -> str:
         return ""
     power = min(4, (count.bit_length() - 1) // 10)
     return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things in words: 1 run, 2 runs."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -7,8 +7,9 @@ the cache was filled. Left out: the fits of an extract, and its clean images.
 from collections.abc import Sequence
 
 from kdtool.analysis.results import Group, Run
+from kdtool.progress import counted
 from kdtool.workflows import page
-from kdtool.workflows.report_content import Content, counted, duration, mean, mean_duration, size
+from kdtool.workflows.report_content import Content, duration, mean, mean_duration, size
 
 COLUMNS = (
     "total",

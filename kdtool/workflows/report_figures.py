@@ -12,8 +12,9 @@ from kdtool.analysis import figures, plots
 from kdtool.analysis.figures import landmarks, spectrum
 from kdtool.analysis.kept import Result
 from kdtool.analysis.results import Group, Run
+from kdtool.progress import counted
 from kdtool.workflows import page
-from kdtool.workflows.report_content import Content, counted
+from kdtool.workflows.report_content import Content
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

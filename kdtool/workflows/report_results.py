@@ -8,6 +8,7 @@ from typing import Any
 
 from kdtool.analysis import plots
 from kdtool.analysis.results import Group, Run
+from kdtool.progress import counted
 from kdtool.workflows import page
 from kdtool.workflows.report_content import (
     Column,
@@ -15,7 +16,6 @@ from kdtool.workflows.report_content import (
     Layer,
     accuracy,
     apart,
-    counted,
     duration,
     layer_name,
     left_of,

@@ -68,7 +68,11 @@ def test_distill(dry: Typed, work: Path, typed: Typed) -> None:
     assert stage["terms"]["kda_before_fc"]["from_epoch"] == 2
     assert stage["terms"]["kd"] == {"weight": 1.0, "from_epoch": 1}
     assert "resnet8 (78,042 parameters) by kda+kd" in plan["said"]
-    assert typed(f"{DISTILL} --run new --with kd --quiet --folder", work).code == 0
+    done = typed(f"{DISTILL} --run new --with kd --folder", work)
+    weight = 0.04 * (256 * 100 / (16 * 10)) ** 0.5
+    loss = f"1 cross-entropy + {weight:.4g} kda_before_fc from epoch 2 + 1 kd"
+    assert (done.code, plan["stages"][0]["loss"]) == (0, loss)
+    assert f"distill: 3 epochs of 3 steps; loss: {loss}\n" in done.err
     assert {k: v for k, v in plan["config"].items() if k not in ("run", "taps")} == read_toml(
         work / "runs/new/config.toml"
     )
@@ -174,6 +178,11 @@ def test_another_configuration(work: Path, refused: Typed) -> None:
         refused, 4, "another configuration (seed is 0 there", f"{DISTILL} --run first --seed 4 --quiet --folder {work}"
     )
     both(refused, 4, "--dtype", f"extract --no-srm --views 3 --dtype float16 --quiet --folder {work}")
+
+
+def test_the_configuration_is_printed_whatever_the_folder_holds(work: Path, typed: Typed) -> None:
+    found = typed(f"{DISTILL} --run first --seed 4 --print-config --quiet --folder {work}")
+    assert (found.code, "seed = 4" in found.out) == (0, True), found.err
 
 
 def test_damage(work: Path, refused: Typed) -> None:

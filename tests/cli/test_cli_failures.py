@@ -148,7 +148,8 @@ def test_damaged_data(work: Path, data: Path, tmp_path: Path, refused: Typed) ->
 
 def test_a_cache_of_another_teacher(work: Path, other: Path, refused: Typed) -> None:
     mine, its = (files.read_json(folder / "teacher.json", "")["sha256"][:12] for folder in (work, other))
-    texts = ("cache of another teacher", mine, its, "--cache")
+    repair = f"`kdtool extract --folder {work} --cache {work / 'OTHER.zarr'}`"
+    texts = ("cache of another teacher", mine, its, "--cache", repair)
     refused(4, texts, f"{DISTILL} --cache {other / 'cache.zarr'} --folder", work)
     refused(4, texts, f"analyze gram-gap --cache {other / 'cache.zarr'} --folder", work)
     for line in (EXTRACT, "plan"):
