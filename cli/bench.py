@@ -8,6 +8,7 @@ import typer
 from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, print_json, print_line, print_table
+from kdtool.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ def bench(
 
 def about(machine: "Mapping[str, Any]") -> str:
     """The machine in one line."""
-    cores, threads = (f"{machine[name]} {name[: None if machine[name] > 1 else -1]}" for name in ("cores", "threads"))
+    cores, threads = (counted(machine[f"{name}s"], name) for name in ("core", "thread"))
     return f"{machine['device']}, {cores}, {threads}, {machine['precision']}, torch {machine['torch']}"
 
 

@@ -73,11 +73,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not in a list: offers the nearest right name, and the list where it is short."""
+def unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> UsageError:
+    """The error for a name that is not in a list: offers the nearest right name, and the list where it is short.
+
+    otherwise: is added where no name is near.
+    """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else ""
     if len(names) <= 16 or not near:
         hint = f"{hint} known: {', '.join(names)}".strip()
+    if otherwise and not near:
+        hint = f"{hint}; {otherwise}"
     return UsageError(f"unknown {kind} {name!r}; {hint}")

@@ -73,6 +73,9 @@ def map_pairs(
     return tuple(pairs)
 
 
+_NAMED = "name layers with --layer STUDENT:TEACHER; --tap stage2=PATH names a module of a network of yours"
+
+
 def _two_taps(layer: str) -> tuple[str, str]:
     student, _, teacher = layer.partition(":")
     return canonical_tap(student), canonical_tap(teacher or student)
@@ -91,14 +94,14 @@ def every_stage(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:
         f"the student has {len(ours)} stages and the teacher {len(theirs)}, so they cannot be paired one by one; name "
         "the pairs, as in --layer stage3:stage4",
     )
-    need(bool(ours), "the networks name no stages; name layers that both have with --layer STUDENT:TEACHER")
+    need(bool(ours), f"the networks name no stages; {_NAMED}")
     return list(zip(ours, theirs, strict=True))
 
 
 def last_stage(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:
     """The last stage of each (f_(K-1) of RepDistiller)."""
     ours, theirs = stage_taps(student), stage_taps(teacher)
-    need(bool(ours and theirs), "a network names no stages; name layers with --layer STUDENT:TEACHER")
+    need(bool(ours and theirs), f"a network names no stages; {_NAMED}")
     return [(ours[-1], theirs[-1])]
 
 

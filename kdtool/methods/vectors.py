@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdtool import philox
-from kdtool.errors import UsageError, unknown
+from kdtool.errors import unknown
 from kdtool.targets import CLEAN, Facts, FitBatch, Shape, Shapes, Target, canonical_tap
 
 if TYPE_CHECKING:
@@ -53,10 +53,8 @@ def tap_of(layer: str, shapes: Shapes, side: str) -> str:
     """The canonical tap of `layer` in the network of one side, refused by name where it is not there."""
     tap = canonical_tap(layer)
     if tap not in shapes:
-        refused = unknown(f"layer of the {side}", layer, shapes)
-        if tap.startswith("stage") and not any(known.startswith("stage") for known in shapes):
-            raise UsageError(f"{refused}; `--tap {layer}=PATH` names a module of the network so")
-        raise refused
+        option = f"--tap {layer}=PATH" if side == "student" else f"kdtool teach --tap {layer}=PATH"
+        raise unknown(f"layer of the {side}", layer, shapes, f"`{option}` names a module of the {side} so")
     return tap
 
 

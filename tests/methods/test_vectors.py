@@ -71,8 +71,11 @@ def test_a_layer_that_one_network_lacks_is_refused_with_what_there_is() -> None:
         known_layer("conv3_x", ours, theirs)
     assert "layer of the student" in str(error.value)
     assert "before_fc, stage1" in str(error.value)
-    with pytest.raises(UsageError, match=r"layer of the teacher.*'before_fc'"):
+    assert "; `--tap conv3_x=PATH` names a module of the student so" in str(error.value)
+    with pytest.raises(UsageError, match=r"layer of the teacher.*'before_fc'.*`kdtool teach --tap before_fc=PATH`"):
         known_layer("before_fc", ours, theirs)
+    with pytest.raises(UsageError, match=r"did you mean 'before_fc'\? known: before_fc, stage1$"):
+        known_layer("before_fd", ours, theirs)
 
 
 # Fits
