@@ -372,7 +372,7 @@ def spectrum(
         "width": lambda result: "\n".join(str(result[side]["width"]) for side in ("student", "teacher")),
         "effective rank": lambda result: both(result, "effective_rank"),
         "particip. ratio": lambda result: both(result, "participation_ratio"),
-        **{f"W {name}, smallest": functools.partial(smallest, name) for name in plan.strategies},
+        **{f"smallest of W {name}": functools.partial(smallest, name) for name in plan.strategies},
     }
     finish(
         "spectrum",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdtool.cli import options as o
-from kdtool.cli.console import Shown, folded, in_units, need_terminal, print_json, print_line, print_table
+from kdtool.cli.console import Shown, in_units, need_terminal, print_json, print_line, print_table
 from kdtool.errors import DamageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def show_info(cache: Place = None, folder: o.Folder = Path(), json: o.Json = Fal
     print_line(f"data {data['name']} {data['digest'][:12]}: {', '.join(f'{p} {n:,}' for p, n in samples.items())}")
     rows = [
         (
-            folded(key),
+            key,
             part,
             held["views"],
             "\n".join(sorted({a["dtype"] for a in about["arrays"].values()})),
@@ -132,8 +132,7 @@ def _replay(workspace: "Workspace", rows: int, again: "Again", json: bool, quiet
         print_json([{**vars(result), "right": result.right} for result in found])
     else:
         parts = [
-            (f"{r.part}/{folded(r.key)}/{r.array}", r.rows, r.identical, f"{r.difference:.1e}", f"{r.bound:g}")
-            for r in found
+            (f"{r.part}/{r.key}/{r.array}", r.rows, r.identical, f"{r.difference:.1e}", f"{r.bound:g}") for r in found
         ]
         print_table("what the teacher says again", ("array", "rows", "same bits", "difference", "bound"), parts)
         for key in unknown:

@@ -1,7 +1,9 @@
 """What a person sees: progress on stderr, results on stdout, tables that fit 80 columns, JSON where it is asked for."""
 
 import json
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,27 +160,70 @@ def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; columns of numbers stand to the right."""
+    """A table on stdout that fits the terminal; columns of numbers stand to the right.
+
+    Where there is too little room, the heads of columns are folded first, then cells of text. Never folded are numbers,
+    and columns that have a cell of several lines, since these stand beside those of other columns.
+    """
     if title:
         print_line(title)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        numbers = all(str(row[index])[:1].isdigit() or row[index] == "" for row in rows)
-        table.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{item:,}" if isinstance(item, int) else str(item) for item in row))
     sys.stdout.flush()
-    Console(highlight=False, markup=False).print(table)
+    gaps = _GAP * (len(columns) - 1)
+    room = Console().width - gaps
+    texts = [[f"{item:,}" if isinstance(item, int) else str(item) for item in row] for row in rows]
+    cells = [[row[index] for row in texts] for index in range(len(columns))]
+    numbers = [bool(rows) and all(_NUMBER.match(cell) for cell in column) for column in cells]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    widths = _widths(columns, cells, numbers, room)
+    for name, width, right in zip(columns, widths, numbers, strict=True):
+        head = "\n".join(textwrap.wrap(name, width))
+        table.add_column(head, justify="right" if right else "left", no_wrap=True, width=width)
+    for row in texts:
+        table.add_row(*(_folded(cell, width) for cell, width in zip(row, widths, strict=True)))
+    Console(highlight=False, markup=False, width=max(room, sum(widths)) + gaps).print(table)
 
 
-def folded(name: str, width: int = 24) -> str:
-    """A long name of parts with dots between them, in lines of at most so many columns, broken behind a dot."""
+_GAP = 2  # between two columns
+_NARROWEST = 10  # that a column of texts is folded to
+_NUMBER = re.compile(r"-?\d|-?$")  # how the cell of a column of numbers begins; a dash where there is none
+
+
+def _widths(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], room: int
+) -> Sequence[int]:
+    """The columns' widths, in all at most `room` where that can be."""
+    longest = [max((len(line) for cell in column for line in cell.split("\n")), default=0) for column in cells]
+    words = [max(map(len, name.split()), default=0) for name in columns]
+    widths = [max(len(name), width) for name, width in zip(columns, longest, strict=True)]
+    _narrow(widths, [max(pair) for pair in zip(longest, words, strict=True)], room)
+    firm = [number or any("\n" in cell for cell in column) for number, column in zip(numbers, cells, strict=True)]
+    floors = [
+        width if hold else max(min(width, _NARROWEST), word)
+        for width, hold, word in zip(widths, firm, words, strict=True)
+    ]
+    _narrow(widths, floors, room)
+    return [max(width, 1) for width in widths]
+
+
+def _narrow(widths: list[int], floors: Sequence[int], room: int) -> None:
+    """Takes columns off the widest that is above its floor, one by one, until all have room."""
+    while sum(widths) > room and any(width > floor for width, floor in zip(widths, floors, strict=True)):
+        spare = [index for index, width in enumerate(widths) if width > floors[index]]
+        widths[max(spare, key=lambda index: widths[index])] -= 1
+
+
+def _folded(text: str, width: int) -> str:
+    """A text in lines of at most so many columns, broken behind a blank, a hyphen, a dot or a slash where it can be."""
     lines = [""]
-    for part in name.replace(".", ".\n").split("\n"):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
+    for part in re.split(r"(?<=[-./ \n])", text):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
-    return "\n".join(lines)
+        if part.endswith("\n"):
+            lines.append("")
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def need_terminal(option: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdtool.cli import extract as e
 from kdtool.cli import options as o
-from kdtool.cli.console import Shown, folded, in_time, in_units, print_json, print_line, print_table
+from kdtool.cli.console import Shown, in_time, in_units, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +70,7 @@ def show(found: "Mapping[str, Any]") -> None:
     print_line(STATES[found["state"]])
     rows = [
         (
-            folded(r["key"]),
+            r["key"],
             r["part"],
             r["dtype"].replace(", ", "\n"),
             "" if r["views"] is None else r["bytes_per_image"],

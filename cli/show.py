@@ -7,7 +7,7 @@ import typer
 
 from kdtool.cli import complete
 from kdtool.cli import options as o
-from kdtool.cli.console import folded, print_json, print_line, print_table
+from kdtool.cli.console import print_json, print_line, print_table
 from kdtool.errors import UsageError, printable
 
 
@@ -88,7 +88,7 @@ def models(
         f"{about['multiply_adds']:,} multiply-adds for {width}x{width}"
     )
     columns = ("tap", "shape", "module")
-    rows = [(row["tap"], "x".join(map(str, row["shape"])), folded(row["module"] or "the output", 40)) for row in shown]
+    rows = [(row["tap"], "x".join(map(str, row["shape"])), row["module"] or "the output") for row in shown]
     print_table("", columns, rows)
 
 
