@@ -250,6 +250,15 @@ def test_teachers_that_came_out_otherwise_are_not_averaged(whole: tuple[Path, Re
     assert f"| all | KD | `{'f' * 12}` | 0.00 | 1 |" in page
 
 
+def test_a_page_says_how_many_runs_are_still_to_come(whole: tuple[Path, Recipe]) -> None:
+    folder, recipe = whole
+    results, more = Results(folder / "rows"), replace(recipe, seeds=3)
+    assert recipe.seeds == 2
+    assert "Not finished" not in tables.markdown(recipe, results, tables.lines(recipe, results))
+    page = tables.markdown(more, results, tables.lines(more, results))
+    assert "\nNot finished: 4 of 14 runs are still to come.\n" in page  # two cells and a teacher in each of two groups
+
+
 CHAIN = """
 seeds = 1
 column = "{column}"

@@ -7,6 +7,7 @@ each teacher has lines of its own.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -195,6 +196,8 @@ def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
     titles = ["row", "column", *(["teacher"] if several else []), *header(found)]
     page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]
     page += [f"Made by `kdtool reproduce table {recipe.name}`.", "", *_about_teachers(recipe, results), ""]
+    there, asked = _finished(recipe, results)
+    page += [f"Not finished: {asked - there:,} of {asked:,} runs are still to come.", ""] if there < asked else []
     page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
     rows = list(dict.fromkeys(line.row for line in found))
     for line in sorted(found, key=lambda line: rows.index(line.row)):
@@ -203,6 +206,17 @@ def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
         page.append(f"| {' | '.join(shown)} |")
     page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
     return "\n".join(page) + "\n"
+
+
+def _finished(recipe: Recipe, results: Results) -> tuple[int, int]:
+    """How many of a recipe's runs have rows, of a group with several teachers those of the fullest, and of how many."""
+    there = asked = 0
+    for group, rows in rows_of(recipe, results).items():
+        keys = wanted(recipe, [cell for cell in recipe.cells if cell.group == group], recipe.seeds, rows)
+        held = Counter(row["teacher"]["sha256"] for row in rows if row["key"] in keys)
+        there += max(held.values(), default=0)
+        asked += len(keys)
+    return there, asked
 
 
 def _about_teachers(recipe: Recipe, results: Results) -> list[str]:
