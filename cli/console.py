@@ -213,17 +213,23 @@ def _narrow(widths: list[int], floors: Sequence[int], room: int) -> None:
 
 
 def _folded(text: str, width: int) -> str:
-    """A text in lines of at most so many columns, broken behind a blank, a hyphen, a dot or a slash where it can be."""
+    """A text in lines of at most so many columns, broken at blanks; a longer word behind a hyphen, a dot or a slash."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]:
+            lines += [part] if len(part) <= width else _broken(part, width)
+    return "\n".join(lines)
+
+
+def _broken(word: str, width: int) -> list[str]:
     lines = [""]
-    for part in re.split(r"(?<=[-./ \n])", text):
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+    for part in re.split(r"(?<=[-./])", word):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
-        if part.endswith("\n"):
-            lines.append("")
-        while len(lines[-1].rstrip()) > width:
+        while len(lines[-1]) > width:
             lines[-1:] = [lines[-1][:width], lines[-1][width:]]
-    return "\n".join(line.rstrip() for line in lines)
+    return lines
 
 
 def need_terminal(option: str) -> None:

@@ -54,6 +54,11 @@ def test_a_name_is_folded_behind_its_parts(name: str, width: int) -> None:
 
 def test_where_it_breaks() -> None:
     assert console._folded("resnet8-kda-before_fc-seed0", 14).split("\n") == ["resnet8-kda-", "before_fc-", "seed0"]
+    assert console._folded("kda --layer before_fc --set kda.weight=0.1", 20).split("\n") == [
+        "kda --layer",
+        "before_fc --set",
+        "kda.weight=0.1",
+    ]
     lines = drawn(("run", "test %", "KL"), [("resnet8-kda-before_fc-seed0", "98.33", "-")], 30)
     assert [line.rstrip() for line in lines] == [
         "                      test",
