@@ -50,7 +50,7 @@ quickstart: setup ## teach, extract, distil and analyse on handwritten digits, i
 	@$(BIN)/kdtool quickstart --folder quickstart
 
 test: setup ## run all tests; ARGS="-x -k cache" for some of them
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: setup ## style of the code (ruff)
 	@$(BIN)/ruff check .
