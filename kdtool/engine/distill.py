@@ -336,8 +336,8 @@ def check_teacher(workspace: Workspace, cache: Cache) -> None:
     ):
         wanted = workspace.settings.get(setting)
         if wanted is not None and wanted != found:
-            folder = [] if workspace.folder == Path() else ["--folder", str(workspace.folder)]
-            repair = shlex.join(["kdtool", "extract", *folder, "--cache", str(workspace.folder / "OTHER.zarr")])
+            other = str(workspace.folder / "OTHER.zarr")
+            repair = shlex.join(["kdtool", "extract", *workspace.folder_words, "--cache", other])
             raise IdentityError(
                 f"{cache.path} is the cache of another {what}: {found[:12]} there, {str(wanted)[:12]} in "
                 f"{workspace.folder / 'kdtool.toml'}; name this teacher's with --cache, or make it: `{repair}`"

@@ -71,9 +71,13 @@ class Workspace:
     @property
     def words(self) -> list[str]:
         """The options that lead a command to this folder and cache, for messages that tell what to type."""
-        folder = [] if self.folder == Path() else ["--folder", str(self.folder)]
         named = Path(str(self.settings.get("cache", ""))).is_absolute()
-        return [*folder, *(["--cache", str(self.cache)] if named else [])]
+        return [*self.folder_words, *(["--cache", str(self.cache)] if named else [])]
+
+    @property
+    def folder_words(self) -> list[str]:
+        """The option that leads a command to this folder, whatever its cache."""
+        return [] if self.folder == Path() else ["--folder", str(self.folder)]
 
     @property
     def runs(self) -> Path:
