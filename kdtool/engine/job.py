@@ -82,6 +82,11 @@ def stage_recipe(plan: Recipe, stage: Stage) -> Recipe:
     return replace(plan, **{**stage.recipe, "epochs": stage.epochs or plan.epochs})
 
 
+def epoch_steps(job: Job, plan: Recipe) -> int:
+    """The steps of an epoch of a stage with this recipe."""
+    return len(batch_slices(len(job.train.labels), plan.batch, plan.drop_last))
+
+
 def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe, samples: int) -> None:
     """Refuses a schedule in which a term would never become active, or whose epochs would have no step."""
     if len(bound) > 1 and not any(stage.task for stage in stages):

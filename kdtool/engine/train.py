@@ -22,7 +22,7 @@ from kdtool.data.dataset import NO_LABEL
 from kdtool.engine import checkpoint, keeping
 from kdtool.engine.device import autocast, synchronize
 from kdtool.engine.evaluate import accuracy
-from kdtool.engine.job import Bound, Job, Labelled, check_schedule, loss_text, stage_recipe
+from kdtool.engine.job import Bound, Job, Labelled, check_schedule, epoch_steps, loss_text, stage_recipe
 from kdtool.engine.optim import Recipe, learning_rate, milestone_epochs
 from kdtool.engine.ranks import working
 from kdtool.engine.runs import Row, RunFolder
@@ -85,8 +85,7 @@ def _stage_text(job: Job, number: int) -> str:
     """A stage before its first step: how long it is, and its loss."""
     stage = job.stages[number]
     plan = stage_recipe(job.recipe, stage)
-    steps = len(batch_slices(len(job.train.labels), plan.batch, plan.drop_last))
-    length = f"{counted(plan.epochs, 'epoch')} of {counted(steps, 'step')}"
+    length = f"{counted(plan.epochs, 'epoch')} of {counted(epoch_steps(job, plan), 'step')}"
     return f"{stage.name}: {length}; loss: {loss_text(stage, job.bound)}"
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtool import files
-from kdtool.data.batches import batch_slices
 from kdtool.engine import distill as distilling
 from kdtool.engine import teach as teaching
 from kdtool.engine.device import choose_device, choose_precision
-from kdtool.engine.job import Job, loss_text, stage_recipe, weights_of
+from kdtool.engine.job import Job, epoch_steps, loss_text, stage_recipe, weights_of
 from kdtool.engine.ranks import alike, ranks
 from kdtool.engine.runs import RunFolder
 from kdtool.engine.state import begin, resume
@@ -146,7 +145,7 @@ def stage_plan(job: Job, number: int) -> Plain:
     return {
         "name": stage.name,
         "epochs": recipe.epochs,
-        "steps": len(batch_slices(len(job.train.labels), recipe.batch, recipe.drop_last)),
+        "steps": epoch_steps(job, recipe),
         "batch": recipe.batch,
         "optimizer": recipe.optimizer,
         "learning_rate": recipe.learning_rate,
