@@ -104,16 +104,19 @@ Columns = dict[str, Callable[["Result"], str]]
 Compute = Callable[["Workspace", "Asked", "Progress", "Ranks"], "list[Result]"]
 
 
-def analysis(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a command that takes its own options and, as its first argument, the `Common` ones."""
+def analysis(name: str, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command that takes its own options and, as its first argument, the `Common` ones.
+
+    without: options of `Common` that mean nothing there.
+    """
 
     def register(command: Callable[..., None]) -> Callable[..., None]:
-        hints, common = get_type_hints(command, include_extras=True), get_type_hints(Common, include_extras=True)
-        own = list(inspect.signature(command).parameters.values())[1:]
-        defaults = {field.name: field.default for field in fields(Common)}
-        kinds = {parameter.name: hints[parameter.name] for parameter in own}
-        shown = {**{key: common.pop(key) for key in ("runs", "layers", "part")}, **kinds, **common}
-        given = {**{parameter.name: parameter.default for parameter in own}, **defaults}
+        kinds = get_type_hints(Common, include_extras=True) | get_type_hints(command, include_extras=True)
+        own = {name: parameter.default for name, parameter in list(inspect.signature(command).parameters.items())[1:]}
+        defaults = {field.name: field.default for field in fields(Common) if field.name not in without}
+        leading = [name for name in ("runs", "layers", "part") if name in defaults]
+        shown = {name: kinds[name] for name in (*leading, *own, *defaults)}
+        given = {**own, **defaults}
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -263,9 +266,10 @@ def too_few(result: "Result") -> list[str]:
 
 def worst_class(result: "Result") -> str:
     """The class in whose rows most of the difference lies."""
-    classes = result["by_class"]["classes"]
-    worst = max(classes, key=lambda gap: gap["share"])
-    return f"{worst['label']} ({100 * worst['share']:.1f} %)"
+    gaps = result["by_class"]
+    worst = max(gaps["classes"], key=lambda gap: gap["share"])
+    name = gaps["class_names"][worst["label"]] if gaps["class_names"] else worst["label"]
+    return f"{name} ({100 * worst['share']:.1f} %)"
 
 
 Kinds = Annotated[
@@ -428,7 +432,7 @@ def estimates(place: int, key: str, result: "Result") -> str:
     return "\n".join(number(shot["estimates"][place][key]) for shot in result["snapshots"])
 
 
-@analysis("correlation")
+@analysis("correlation", without=("layers",))
 def correlation(
     common: Common,
     images: Annotated[

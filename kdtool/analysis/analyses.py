@@ -76,7 +76,7 @@ def gram_gap(
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
         if plan.by_class and pairs.labels is None:
             raise UsageError("--by-class needs labels; give them with --labels LABELS.npy")
-        return gram.gram_gaps(
+        gaps = gram.gram_gaps(
             pairs.of(layer),
             pairs.teacher[layer],
             kernel=plan.kernel,
@@ -87,8 +87,14 @@ def gram_gap(
             ranks=ranks,
             progress=progress,
         )
+        return {name: named(gap, pairs.class_names) for name, gap in gaps.items()}
 
     return of_layers(workspace, asked, "gram-gap", of, progress, ranks)
+
+
+def named(gap: gram.GramGap, class_names: tuple[str, ...]) -> gram.GramGap:
+    """The gap, its classes with their names."""
+    return replace(gap, by_class=gap.by_class and replace(gap.by_class, class_names=class_names))
 
 
 def of_layers(

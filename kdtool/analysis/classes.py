@@ -63,7 +63,7 @@ class ClassGaps:
 
     within_share: of the squared difference that lies within classes; teacher_within_share: of ||K_T||^2, beside it.
     largest: the pairs of classes, and classes with themselves, with the largest shares. unlabelled: samples without
-    a label, which take no part.
+    a label, which take no part. class_names: by label; empty where they are not known.
     """
 
     classes: tuple[ClassGap, ...]
@@ -72,6 +72,7 @@ class ClassGaps:
     teacher_within_share: float
     largest: tuple[PairGap, ...]
     unlabelled: int
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

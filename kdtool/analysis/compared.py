@@ -179,7 +179,8 @@ def read_runs(workspace: Workspace, asked: Asked, progress: Progress, ranks: Ran
         name: Student(run.features(basis, taps), run.folder, run.sha256)
         for name, run in zip(run_names([run.folder for run in runs]), runs, strict=True)
     }
-    return Pairs(asked.part, students, teacher, source, basis.labels)
+    class_names = Seen.from_plain(runs[0].result["seen"]).class_names
+    return Pairs(asked.part, students, teacher, source, basis.labels, class_names)
 
 
 def teacher_of(

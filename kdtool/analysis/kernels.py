@@ -57,6 +57,11 @@ class Kernel:
             raise unknown("kernel", self.name, NAMES)
         if self.gamma is not None and (self.is_linear or not 0 < self.gamma < math.inf):
             raise UsageError(f"gamma is {self.gamma}; expected a number above 0, for the kernels rbf and polynomial")
+        if self.name != "polynomial" and (self.degree, self.constant) != (Kernel.degree, Kernel.constant):
+            raise UsageError(
+                f"degree {self.degree} and constant {self.constant} belong to the kernel polynomial; {self.name} is "
+                "asked for"
+            )
         if self.degree < 1 or not 0 <= self.constant < math.inf:
             raise UsageError(
                 f"degree {self.degree} and constant {self.constant}: a degree of at least 1 and a constant of at least "

@@ -30,7 +30,7 @@ class Plan:
     """Which landmarks are taken. strategies: some of class, random and kmeans.
 
     count: of random images and of k-means clusters, None for one a class. seed: of both.
-    per_class: k-means within every class, so many clusters in each, as figure 7; `count` does not matter then.
+    per_class: k-means within every class, so many clusters in each, as figure 7; `count` is of random images then.
     """
 
     strategies: tuple[str, ...] = STRATEGIES
@@ -46,6 +46,13 @@ class Plan:
         for number in (self.count, self.per_class):
             if number is not None and number < 1:
                 raise UsageError(f"{number} landmarks; expected at least 1")
+        kinds = f"asked for: {', '.join(self.strategies)}"
+        if self.per_class is not None and "kmeans" not in self.strategies:
+            raise UsageError(f"{self.per_class} clusters in every class belong to k-means; {kinds}")
+        counted = "random" in self.strategies or ("kmeans" in self.strategies and self.per_class is None)
+        if self.count is not None and not counted:
+            kinds += "" if self.per_class is None else f", {self.per_class} in every class"
+            raise UsageError(f"a count of {self.count} belongs to random and k-means landmarks; {kinds}")
 
     def number(self, labels: Labels | None) -> int:
         """The landmarks that are not class centres."""

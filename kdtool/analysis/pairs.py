@@ -52,7 +52,7 @@ class Student:
 class Pairs:
     """Students and teacher over the same n images; labels (n,), None where they are not known.
 
-    source: where the teacher's features come from, layer -> words.
+    source: where the teacher's features come from, layer -> words. class_names: by label; empty where not known.
     """
 
     part: str
@@ -60,6 +60,7 @@ class Pairs:
     teacher: Mapping[str, Features]
     source: Mapping[str, str]
     labels: Labels | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -88,6 +89,8 @@ def read_files(asked: Asked) -> Pairs:
         raise UsageError(
             "features in files need .npy files on both sides: `kdtool analyze ... STUDENT.npy --teacher TEACHER.npy`"
         )
+    if asked.fresh or asked.part != Asked.part:
+        raise UsageError("--fresh and --part belong to students that are runs; files of features are taken as they are")
     layer = canonical_tap(asked.layers[0]) if len(asked.layers) == 1 else "features"
     names = run_names(asked.students)
     students = {name: Student({layer: read_array(path)}) for name, path in zip(names, asked.students, strict=True)}

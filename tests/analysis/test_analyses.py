@@ -95,6 +95,7 @@ def test_the_features_are_those_of_the_trained_network(workspace: Workspace) -> 
         wanted = gram_gap(student, teacher, labels=cache.labels("train_clean"))
         assert result["loss"] == pytest.approx(wanted.loss, rel=1e-5)
         assert result["samples"] == 80
+        assert result["by_class"]["class_names"] == tuple("abcd")
         assert result["by_class"]["within_share"] == pytest.approx(wanted.by_class.within_share, rel=1e-3)
         assert result["teacher_features"] == "cached float32"
     for run in runs:

@@ -49,6 +49,11 @@ def gap(student, teacher, labels=None, run="one", layer="before_fc", **options):
     return {**about(run, layer), **asdict(gram_gap(student, teacher, labels=labels, **options))}
 
 
+def named(result, names):
+    result["by_class"]["class_names"] = names
+    return result
+
+
 def all_bounds(student, teacher, labels, plan=None, run="one", rank=None):
     sets = landmark_sets(student, teacher, labels, plan or Plan())
     return [{**about(run), **asdict(bounds(student, teacher, found, rank, pairs=50))} for found in sets.values()]
@@ -93,7 +98,7 @@ S, T, Y = sides()
 ZEROS = np.zeros_like(S)
 KERNELS = {"kernel": "rbf", "algorithm": "nystrom", "landmarks": 20}
 MANY = sides(400, 6, 200)
-SMALL = landmark_sets(S, T, Y, Plan(("class",), count=3))
+SMALL = landmark_sets(S, T, Y, Plan(("class",)))
 
 # name -> analysis, results, the stems of its figures, words that must stand in one of them
 CASES = {
@@ -114,6 +119,12 @@ CASES = {
         [gap(S, T, np.where(Y == 2, -1, Y + (Y == 3)))],
         ["gram-gap", "gram-gap-classes-before_fc-train"],
         ["By class", "The largest blocks", "Without images: class 2, 3.", "15 images without a label are left out."],
+    ),
+    "named classes": lambda: (
+        "gram-gap",
+        [named(gap(S, T, Y), ["lawn_mower", "$x$ <&", "a class of a name that is far too long", "\u5b66", *"ef"])],
+        ["gram-gap", "gram-gap-classes-before_fc-train"],
+        ["lawn_mower", "$x$ <&", "a clas… long", "within "],
     ),
     "200 classes": lambda: (
         "gram-gap",

@@ -253,6 +253,8 @@ def test_refusals(arguments, message):
         ({"gamma": 1.0}, "gamma is 1.0"),
         ({"name": "rbf", "gamma": 0.0}, "gamma is 0.0"),
         ({"name": "polynomial", "degree": 0}, "degree 0"),
+        ({"name": "rbf", "degree": 2}, "degree 2 and constant 1.0 belong to the kernel polynomial; rbf"),
+        ({"constant": 0.0}, "degree 3 and constant 0.0 belong to the kernel polynomial; linear"),
         ({"name": "polynomial", "constant": -1.0}, "constant -1.0"),
     ],
 )

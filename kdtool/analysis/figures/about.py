@@ -63,8 +63,8 @@ def kinds(names: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: KINDS.index(name) if name in KINDS else len(KINDS))
 
 
-def numbers(found: Sequence[int], most: int = 10) -> str:
-    """The first numbers of a list in words."""
+def listed(found: Sequence[object], most: int = 10) -> str:
+    """The first entries of a list in words."""
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(map(str, found[:most])) + more
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdtool.analysis.classes import EQUAL
-from kdtool.analysis.figures.about import Result, numbers, percent, place, runs, stem
-from kdtool.analysis.figures.sheets import SMALL, SOFT, Key, Panel, sheet
+from kdtool.analysis.figures.about import Result, listed, percent, place, runs, stem
+from kdtool.analysis.figures.sheets import LETTER, SMALL, SOFT, Key, Panel, fitted, sheet
 from kdtool.analysis.plots import INK, WIDTH, look, whole_numbers
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ MOST = 20  # classes with a row each
 WORST = 12  # rows of the worst classes where there are more
 BLOCKS = 8  # pairs of classes
 ROW = 17  # points
-MIDDLE = 178  # where the left panel ends
+NAME = 70  # points, for the name of a class
+LOSS = 70  # points, for a loss behind its bar
 WITHIN, BETWEEN = look(2)[0], look(3)[0]
 SHARE = look(1)[0]
 TEXT: dict[str, Any] = {"color": INK, "fontsize": SMALL}
@@ -47,25 +48,29 @@ def by_class(result: Result) -> Figure:
     rows = [[Panel(110, f"Shares of all {len(found)} classes, sorted (%)", "classes")]] if many else []
     heading = f"The {WORST} classes with the largest shares" if many else "By class"
     height = ROW * max(2, len(shown))
+    names = [class_name(gaps, gap["label"]) for gap in shown]
+    left = room(names, 46)
+    middle = left + (WIDTH - 12 - 18 - left) * 0.46
     rows.append(
         [
-            Panel(height, heading, "share of the loss (%)", right=MIDDLE),
-            Panel(height, " ", "loss", left=MIDDLE + 18),
+            Panel(height, heading, "share of the loss (%)", left=left, right=middle),
+            Panel(height, " ", "loss", left=middle + 18),
         ]
     )
     blocks = gaps["largest"][:BLOCKS]
+    named = [block_name(gaps, block) for block in blocks]
     if blocks:
-        rows.append([Panel(ROW * len(blocks), "The largest blocks", "share of the loss (%)", left=86)])
+        rows.append([Panel(ROW * len(blocks), "The largest blocks", "share of the loss (%)", left=room(named, 86))])
     kernel = "" if result["kernel"] == "linear" else f", {result['kernel']} kernel"
     about = (place(result) + kernel, str(result["run"]))
     figure, axes = sheet("Where the knowledge is lost", about, rows, keys(), notes(gaps, shown))
     images = sum(gap["samples"] for gap in found)
     if many:
         draw_curve(axes.pop(0), found)
-    draw_shares(axes[0], shown, images)
+    draw_shares(axes[0], shown, names, images)
     draw_losses(axes[1], shown)
     if blocks:
-        draw_blocks(axes[2], blocks)
+        draw_blocks(axes[2], blocks, named)
     return figure
 
 
@@ -91,11 +96,11 @@ def notes(gaps: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[s
     if len(gaps["classes"]) == 1:
         said.append("There is one class, so that nothing lies between classes.")
     for name in ("within", "between")[: len(gaps["classes"])]:
-        without = [gap["label"] for gap in shown if gap[name] is None]
+        without = [class_name(gaps, gap["label"]) for gap in shown if gap[name] is None]
         if without:
-            said.append(f"No loss {name} of class {numbers(without)}: the teacher's kernel is zero there.")
+            said.append(f"No loss {name} of class {listed(without)}: the teacher's kernel is zero there.")
     if gaps["empty"]:
-        said.append(f"Without images: class {numbers(gaps['empty'])}.")
+        said.append(f"Without images: class {listed([class_name(gaps, label) for label in gaps['empty']])}.")
     if gaps["unlabelled"]:
         said.append(f"{gaps['unlabelled']:,} images without a label are left out.")
     return said
@@ -113,7 +118,7 @@ def draw_curve(axes: Axes, found: Sequence[Mapping[str, Any]]) -> None:
     axes.xaxis.set_major_locator(whole_numbers())
 
 
-def draw_shares(axes: Axes, shown: Sequence[Mapping[str, Any]], images: int) -> None:
+def draw_shares(axes: Axes, shown: Sequence[Mapping[str, Any]], names: Sequence[str], images: int) -> None:
     """A bar a class, with its share of the images."""
     rows = range(len(shown))
     axes.barh(rows, [100 * gap["share"] for gap in shown], height=0.55, color=SHARE)
@@ -121,7 +126,7 @@ def draw_shares(axes: Axes, shown: Sequence[Mapping[str, Any]], images: int) -> 
         [100 * gap["samples"] / images for gap in shown], rows, "|", color=INK, markersize=11, markeredgewidth=1.6
     )
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_yticks(rows, [str(gap["label"]) for gap in shown])
+    axes.set_yticks(rows, names, parse_math=False)
     axes.set_ylabel("class", color=INK, fontsize=SMALL)
     axes.grid(visible=False, axis="y")
     axes.set_xlim(left=0)
@@ -146,24 +151,36 @@ def draw_losses(axes: Axes, shown: Sequence[Mapping[str, Any]]) -> None:
     few_ticks(axes)
 
 
-def draw_blocks(axes: Axes, blocks: Sequence[Mapping[str, Any]]) -> None:
+def draw_blocks(axes: Axes, blocks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """A bar for every pair of classes, with its loss."""
     rows = range(len(blocks))
     axes.barh(rows, [100 * block["share"] for block in blocks], height=0.55, color=SHARE)
     axes.set_ylim(len(blocks) - 0.5, -0.5)
-    axes.set_yticks(rows, [block_name(block) for block in blocks])
+    axes.set_yticks(rows, names, parse_math=False)
     axes.grid(visible=False, axis="y")
-    axes.set_xlim(0, 128 * max(block["share"] for block in blocks))
+    width = axes.get_position().width * WIDTH
+    axes.set_xlim(0, 100 * max(block["share"] for block in blocks) * width / (width - LOSS))
     for row, block in enumerate(blocks):
         loss = "no loss" if block["loss"] is None else f"loss {block['loss']:.3g}"
         axes.annotate(loss, (100 * block["share"], row), (4, 0), textcoords="offset points", va="center", **TEXT)
     few_ticks(axes)
 
 
-def block_name(block: Mapping[str, Any]) -> str:
+def class_name(gaps: Mapping[str, Any], label: int) -> str:
+    """The name of a class, or its number where it is not known."""
+    known = gaps.get("class_names")  # results of an earlier kdtool hold none
+    return fitted(known[label], NAME) if known else str(label)
+
+
+def block_name(gaps: Mapping[str, Any], block: Mapping[str, Any]) -> str:
     """A pair of classes in words."""
-    first, second = block["first"], block["second"]
+    first, second = (class_name(gaps, block[side]) for side in ("first", "second"))
     return f"within {first}" if first == second else f"{first} with {second}"
+
+
+def room(names: Sequence[str], least: float) -> float:
+    """Points left of a panel for the names of its rows."""
+    return max(least, LETTER * SMALL * max(map(len, names)) + 32)
 
 
 def few_ticks(axes: Axes) -> None:

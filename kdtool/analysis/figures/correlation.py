@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kdtool.analysis.figures import heat
-from kdtool.analysis.figures.about import Result, numbers, runs, single, stem
+from kdtool.analysis.figures.about import Result, listed, runs, single, stem
 from kdtool.analysis.figures.sheets import SMALL, SOFT, Key, Panel, sheet
 from kdtool.analysis.plots import INK
 
@@ -77,7 +77,7 @@ def notes(result: Result) -> list[str]:
     if result["correlation"] is not None:
         said.append(f"Correlation of the student's with the teacher's entries: {result['correlation']:.3f}.")
     if result["empty"]:
-        said.append(f"Without images: class {numbers(result['empty'])}.")
+        said.append(f"Without images: class {listed(result['empty'])}.")
     if result["left_out"]:
         said.append(f"{result['left_out']:,} images whose logits are all equal are left out.")
     return said
