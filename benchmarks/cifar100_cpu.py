@@ -61,7 +61,7 @@ def page(teacher: dict[str, Any], students: list[dict[str, Any]], cache: dict[st
             f"{students[0]['result']['network']} --epochs {about['epochs']} --batch {about['batch']} --views {views} "
             "--precision bfloat16"
         ),
-        "kdtool extract",
+        "kdtool extract --no-srm",
         *(command(run["result"]) for run in students),
         "kdtool analyze gram-gap          # after each student",
         "kdtool cache verify",

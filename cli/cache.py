@@ -1,5 +1,6 @@
 """`kdtool cache`: what a cache holds, whether it is intact, mending, dropping and moving it."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,12 +26,6 @@ Place = Annotated[Path | None, typer.Argument(metavar="CACHE", help="The cache. 
 Replay = Annotated[
     int | None, typer.Option("--replay", metavar="N", help="Ask the teacher for so many random rows again.")
 ]
-Keys = Annotated[list[str] | None, typer.Option("--key", metavar="KEY", help="Drop this key; repeat for several.")]
-Fits = Annotated[list[str] | None, typer.Option("--fit", metavar="FIT", help="Drop this fit; repeat for several.")]
-KeepViews = Annotated[
-    int | None, typer.Option("--keep-views", metavar="N", help="Drop all views but the first so many.")
-]
-Sure = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Own = Annotated[
     list[str] | None, typer.Option("--for", metavar="METHOD", help="Method of your own whose keys the cache holds.")
 ]
@@ -110,9 +105,11 @@ def verify(
     elif rows is None or problems:
         print_json([{"file": problem.file, "problem": problem.what} for problem in problems])
     if problems:
+        named = [str(cache)] if cache else []
+        command = shlex.join(["kdtool", "cache", "repair", *workspace.folder_words, *named])
         raise DamageError(
             f"{path} has {len(problems)} damaged or missing files, the first is {problems[0].file}; "
-            + (f"`kdtool cache repair {path}` mends what it can" if path.is_dir() else "export it again")
+            + (f"`{command}` mends what it can" if path.is_dir() else "export it again")
         )
     if not json:
         print_line(f"{path} is intact")

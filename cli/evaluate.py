@@ -59,7 +59,7 @@ def evaluate(
     workspace = Workspace.open(folder)
     place = str(data_folder) if data_folder else workspace.settings.get("data_folder") if data is None else None
     with Shown(quiet) as shown:
-        files = finished(weights, shown) if weights else trained(workspace)
+        files = finished(weights, shown) if weights else trained(workspace, shown)
         found = [compute(path, Images(part, data, place), device or "auto", shown) for path in files]
     if json:
         print_json([asdict(one) for one in found])
@@ -87,7 +87,8 @@ def file_of(path: Path) -> Path:
     """The file of weights that is named by itself or by the folder of its run."""
     if not path.is_dir():
         return path
-    teacher = path.parents[1] / "teacher.safetensors" if path.name == "teacher" else path
+    run = path.absolute()
+    teacher = run.parents[1] / "teacher.safetensors" if run.name == "teacher" else run
     return teacher if teacher.is_file() else path / "student.safetensors"
 
 
@@ -102,10 +103,14 @@ def finished(paths: Sequence[Path], progress: "Progress") -> list[Path]:
     return found
 
 
-def trained(workspace: "Workspace") -> list[Path]:
-    """The teacher's weights and those of all finished students, the newest last."""
-    students = [run / "student.safetensors" for run in workspace.runs.glob("*") if (run / "result.json").exists()]
+def trained(workspace: "Workspace", progress: "Progress") -> list[Path]:
+    """The teacher's weights and those of all finished students, the newest last; what is gone is told of."""
+    ended = [run for run in sorted(workspace.runs.glob("*")) if (run / "result.json").exists()]
+    students = [run / "student.safetensors" for run in ended if run.name != "teacher"]
     found = [path for path in (workspace.teacher, *students) if path.exists()]
+    for path in students:
+        if path not in found:
+            progress.note(f"left out: {path} is gone")
     if not found:
         raise UsageError(f"{workspace.folder} holds no trained network; run `kdtool teach` first, or name a file")
     return sorted(found, key=lambda path: path.stat().st_mtime)

@@ -1,5 +1,6 @@
 """`kdtool reproduce`: the tables of the papers, and one's own, from recipes."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -191,12 +192,10 @@ def plan(
     from kdtool.workflows.reproduce.plans import plan as compute
     from kdtool.workflows.reproduce.recipe import load
 
-    found = []
+    recipes = [load(name) for name in names]
     with Shown(quiet) as shown:
-        for name in names:
-            recipe = load(name)
-            work = _work(folder, _results(folder, results), shown, None, data_folder, None, device)
-            found += compute(work, recipe, chosen(recipe, only), seeds or recipe.seeds)
+        work = _work(folder, _results(folder, results), shown, None, data_folder, None, device)
+        found = compute(work, [(recipe, chosen(recipe, only), seeds or recipe.seeds) for recipe in recipes])
     if json:
         print_json([asdict(one) for one in found])
         return
@@ -234,7 +233,9 @@ def run(
 
     recipes = [load(name) for name in names]
     if found := leave():
-        share = share or f"{found[0]}/{found[1]}"
+        if share:
+            raise UsageError("--share is for processes of their own; under torchrun each one takes its share by itself")
+        share = f"{found[0]}/{found[1]}"
     kept = _results(folder, results, share)
     with Shown(quiet) as shown, shown.stoppable() as stop:
         waiting = 0
@@ -243,7 +244,8 @@ def run(
             waiting += work.run(recipe, chosen(recipe, only), seeds or recipe.seeds)
     if waiting:
         print_line(f"{waiting} cells wait for the searches of other shares; run this again when those have ended")
-    print_line(f"rows are in {kept.folder}; next: kdtool reproduce table {names[0]} --folder {folder}")
+    where = ["--results", str(results)] if results else ["--folder", str(folder)] if folder != PLACE else []
+    print_line(f"rows are in {kept.folder}; next: {shlex.join(['kdtool', 'reproduce', 'table', names[0], *where])}")
 
 
 @app.command()
@@ -268,20 +270,16 @@ def table(
     Example: kdtool reproduce table digits
     """
     from kdtool import files
-    from kdtool.analysis import figures
     from kdtool.workflows.reproduce import tables
     from kdtool.workflows.reproduce.recipe import load
 
     recipe, kept = load(name), _results(folder, results)
+    if (results or folder != PLACE) and not kept.folder.is_dir():
+        raise UsageError(f"there are no rows: {kept.folder} does not exist; name their folder with --results")
     found = tables.lines(recipe, kept, seeds)
     if markdown:
         files.write(markdown, tables.markdown(recipe, kept, found).encode())
-    drawn: list[Path] = []
-    if plot:
-        figures.check_ending(plot)
-        for number, analysis in enumerate(recipe.analyze):
-            place = plot.with_stem(f"{plot.stem}-{analysis}") if number else plot
-            drawn += figures.save_all(analysis, tables.analysed(recipe, kept, analysis), place)
+    drawn = plots(recipe, kept, plot) if plot else []
     if json:
         print_json([line.plain() for line in found])
         return
@@ -296,6 +294,21 @@ def table(
                 print_line(f"{line.column}: {text}")
     for path in [*([markdown] if markdown else []), *drawn]:
         print_line(f"wrote {path}")
+
+
+def plots(recipe: "Recipe", kept: "Results", path: Path) -> list[Path]:
+    """Draws the recipe's analyses: the first to `path`, others beside it."""
+    from kdtool.analysis import figures
+    from kdtool.workflows.reproduce.tables import analysed
+
+    figures.check_ending(path)
+    drawn: list[Path] = []
+    for number, analysis in enumerate(recipe.analyze):
+        place = path.with_stem(f"{path.stem}-{analysis}") if number else path
+        drawn += figures.save_all(analysis, analysed(recipe, kept, analysis), place)
+    if not drawn:
+        raise UsageError(f"--plot: no row of {recipe.name} holds an analysis; its recipe's `analyze` names those made")
+    return drawn
 
 
 def total(plans: Sequence["Plan"]) -> "Plan":

@@ -55,7 +55,7 @@ class HeldError(ResourceError):
 
 
 class NonFiniteError(KdtoolError):
-    """A loss that became infinite or NaN."""
+    """A loss, or what a network answers, that became infinite or NaN."""
 
     exit_code = 6
 

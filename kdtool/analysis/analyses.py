@@ -26,7 +26,7 @@ from kdtool.analysis.kernels import Kernel
 from kdtool.analysis.landmarks import Followed, Plan, landmark_sets
 from kdtool.analysis.nystrom import LandmarkSet
 from kdtool.analysis.pairs import Asked, Pairs, run_names
-from kdtool.analysis.predictions import Predictions, predictions
+from kdtool.analysis.predictions import Predictions, check_temperature, predictions
 from kdtool.analysis.rsa import RSA, rsa
 from kdtool.analysis.similarity import LinearCKA, linear_cka
 from kdtool.engine.folder import Workspace
@@ -225,6 +225,7 @@ def similarity(
 ) -> list[Result]:
     """Linear CKA and RSA in every layer, and of after_fc agreement, KL and calibration."""
     check_seed(seed)
+    check_temperature(temperature)
 
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
         teacher, found = pairs.teacher[layer], {}

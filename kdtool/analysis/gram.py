@@ -192,6 +192,8 @@ def check(kernel: Kernel, algorithm: str, landmarks: int = LANDMARKS, block: int
         raise UsageError(f"the kernel {kernel.name} has no {algorithm}; expected auto, blocked or nystrom")
     if kernel.is_linear and algorithm == "nystrom":
         raise UsageError(f"the kernel {kernel.name} is summed exactly; expected auto, moments or blocked")
+    if landmarks != LANDMARKS and (kernel.is_linear or algorithm == "blocked"):
+        raise UsageError(f"{landmarks} landmarks belong to nystrom; {kernel.name} by {algorithm} is exact without any")
     if block < 1 or landmarks < 1:
         raise UsageError(f"block is {block} and landmarks {landmarks}; expected at least 1 sample")
 

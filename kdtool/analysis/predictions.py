@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kdtool.analysis.features import Features, Matrix, blocks, largest, widths
 from kdtool.data.dataset import NO_LABEL
-from kdtool.errors import UsageError
+from kdtool.errors import NonFiniteError, UsageError
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 EDGES = np.arange(BINS + 1) / BINS
@@ -86,6 +86,8 @@ class Tally:
 
     def add(self, logits: Matrix, labels: Labels) -> None:
         """Adds samples that all have a label."""
+        if not np.isfinite(logits).all():
+            raise NonFiniteError("a network answers with infinite or NaN logits: its training has diverged")
         logs = log_softmax(logits)
         probabilities = np.exp(logs)
         rows = np.arange(len(logs))
@@ -120,6 +122,12 @@ class Tally:
         return Bin(lower, upper, count, float(self.confidence[number]) / count, int(self.correct[number]) / count)
 
 
+def check_temperature(temperature: float) -> None:
+    """Refuses what is no temperature."""
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"the temperature is {temperature}; expected a number above 0")
+
+
 def predictions(
     student: Features, teacher: Features, labels: npt.ArrayLike | None = None, *, temperature: float = 1.0
 ) -> Predictions:
@@ -129,8 +137,7 @@ def predictions(
     the most probable. Each side is read like the features of `gram.gram_gap`. Raises UsageError where that does, for
     different numbers of classes, a temperature that is not above 0, logits beyond float64, and labels that do not fit.
     """
-    if not 0 < temperature < math.inf:
-        raise UsageError(f"the temperature is {temperature}; expected a number above 0")
+    check_temperature(temperature)
     classes = same_classes(student, teacher)
     checked = None if labels is None else class_labels(labels, classes)
     tallies = Tally(), Tally()

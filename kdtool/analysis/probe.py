@@ -23,7 +23,7 @@ from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.finetune import BODY, classifier, fixed_parameters
 from kdtool.engine.job import seeded
 from kdtool.engine.optim import Recipe
-from kdtool.engine.runs import RunFolder, environment, read_result
+from kdtool.engine.runs import PLACES, RunFolder, environment, read_result
 from kdtool.engine.teach import TeachConfig, basis, check_basis, make_job, plain_config, read_lesson, summary
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen
@@ -69,7 +69,7 @@ class ProbeConfig:
         """The name of the probe's folder; it ends in a digest of all that was asked for."""
         kind = "whole" if self.whole else f"linear-{self.batchnorm}"
         few = f"-{self.few_shot}shot" if self.few_shot else ""
-        asked = {name: value for name, value in asdict(self).items() if name not in ("run", "device", "precision")}
+        asked = {name: value for name, value in asdict(self).items() if name not in (*PLACES, "precision")}
         named = ["probe", self.data, *([self.stage] if self.stage else []), f"{kind}{few}", f"seed{self.seed}"]
         return "-".join([*named, files.digest(asked)[:6]])
 
@@ -90,7 +90,7 @@ def probe_config(values: Values, run: Path, **flags: Any) -> ProbeConfig:
     """What `kdtool analyze probe` is asked for; flags as its command line takes them."""
     of, given = values, Given(flags)
     return ProbeConfig(
-        run=run,
+        run=run.absolute(),
         data=data_of(of, given),
         recipe=of.recipe(given.recipe, "probe-icd", **given.of(RECIPE)),
         stage=of.get("stage", given.stage, "", str),
@@ -182,6 +182,8 @@ def probed(config: ProbeConfig) -> Probed:
     result = read_result(config.run, "train it again with this version of kdtool", known)
     if config.stage:
         ended = {str(left["stage"]): left for left in result.get("stages", []) if "weights_sha256" in left}
+        if not ended:
+            raise UsageError(f"--stage {config.stage}: {config.run} has one stage; leave the option out")
         if config.stage not in ended:
             raise unknown("stage that another one follows", config.stage, ended)
         place, digest = config.run / f"stage-{config.stage}.safetensors", str(ended[config.stage]["weights_sha256"])

@@ -42,6 +42,7 @@ class Run:
 
     last, best, selected: test accuracy in percent after the last epoch, the highest of all, and that of the weights
     which are best on validation. seconds: by part, "total" among them. analysed: what analyses found.
+    cache_options: of the extract that gives the cache this identity, in the words of its command line.
     samples: training images; teacher_seconds: what an answer of the teacher took when the cache was filled; cache_bytes
     and tap_bytes: of the targets, and of the float32 maps that they stand for, in all views; each None where a result
     does not say so.
@@ -63,6 +64,7 @@ class Run:
     teacher_sha256: str
     teacher_accuracy: float
     cache_identity: str | None
+    cache_options: tuple[str, ...]
     cache_bytes: int | None
     tap_bytes: int | None
     samples: int | None
@@ -113,7 +115,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """All that makes the run what it is, save its seed, as one flat dictionary; not what changes no result."""
         flat = {"cache": self.cache_identity, "teacher": self.teacher_sha256 if self.command != "teach" else None}
-        for key, value in self.config.items():
+        for key, value in ((key, value) for key, value in self.config.items() if key not in ("run", "cache")):
             flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         return {key: value for key, value in flat.items() if key not in ("seed", "keep_weights", "data_folder")}
 
@@ -258,6 +260,7 @@ def make_run(
         teacher_sha256=str(teacher["sha256"]),
         teacher_accuracy=finite(teacher["test_accuracy"]),
         cache_identity=str(cache["identity"]) if cache else None,
+        cache_options=tuple(str(word) for word in cache.get("options", ())),
         cache_bytes=int(cache["bytes"]) if cache else None,
         tap_bytes=optional(cache.get("tap_bytes"), int),
         samples=optional(result.get("samples"), int),

@@ -21,6 +21,11 @@ def save_weights(path: Path, model: nn.Module) -> str:
     return files.sha256(content)
 
 
+def holds(path: Path, sha256: str) -> bool:
+    """Whether a file is there and has this SHA-256."""
+    return path.is_file() and files.sha256_file(path) == sha256
+
+
 def load_tensors(path: Path, sha256: str | None) -> Tensors:
     """Reads a safetensors file; content other than `sha256` says is refused as damaged."""
     if not path.is_file():

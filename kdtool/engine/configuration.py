@@ -93,7 +93,7 @@ class Values:
     def where(self, name: str, flag: Path | None) -> str | None:
         """A path, as an absolute one, so that it leads there from any folder."""
         path = self.get(name, str(flag) if flag else None, None, str)
-        return str(Path(path).absolute()) if path is not None else None
+        return str(Path(_converted(f"--{name.replace('_', '-')}", path, str)).absolute()) if path is not None else None
 
     def taps(self, flags: Sequence[str] | None) -> dict[str, str]:
         """The layers that the user names: the table's [taps], then `--tap`."""
@@ -151,6 +151,9 @@ class Values:
 def teach_config(values: Values, **flags: Any) -> TeachConfig:
     """What `kdtool teach` is asked for; flags as its command line takes them."""
     of, given = values, Given(flags)
+    crop, pad = of.get("crop", given.crop, None, str), of.get("pad", given.pad, TeachConfig.pad, int)
+    if crop == "resized" and pad != TeachConfig.pad:
+        raise UsageError(f"--pad {pad} belongs to --crop pad; --crop resized has none")
     return TeachConfig(
         data=data_of(of, given),
         network=of.get("network", given.network, "resnet34", str),
@@ -166,8 +169,8 @@ def teach_config(values: Values, **flags: Any) -> TeachConfig:
         device=of.get("device", given.device, "auto", str),
         precision=of.get("precision", given.precision, "auto", str),
         image_size=of.get("image_size", given.image_size, None, int),
-        crop=of.get("crop", given.crop, None, str),
-        pad=of.get("pad", given.pad, 4, int),
+        crop=crop,
+        pad=pad,
         mean=of.channels("mean", given.mean),
         std=of.channels("std", given.std),
         taps=of.taps(given.tap),
@@ -192,12 +195,16 @@ def extract_config(values: Values, default_student: str, **flags: Any) -> Extrac
     of, given = values, Given(flags)
     names = of.get("for", given.methods, [], list)
     built = build_methods(list(dict.fromkeys(names)), [], of.settings(given.settings))
-    students = of.get("student", given.students, [], list) or ([default_student] if built else [])
+    students, taps = of.get("student", given.students, [], list), of.taps(given.tap)
+    if not built and (students or taps):
+        named = "--student" if students else "--tap"
+        raise UsageError(f"{named} belongs to the methods of --for; a plain extract stores the same for every student")
+    students = students or ([default_student] if built else [])
     numbers = ("batch", "block", "fit_views", "validation", "few_shot")
     return ExtractConfig(
         methods=built,
         students=tuple(students),
-        taps=of.taps(given.tap),
+        taps=taps,
         without=("srm",) if of.get("no_srm", given.no_srm or None, False, bool) else (),
         views=_views(of.table.get("views") if given.views is None else given.views),
         clean=tuple(of.get("clean", given.clean, [], list)),
@@ -217,6 +224,8 @@ def distill_config(values: Values, default_student: str, **flags: Any) -> Distil
     name = of.get("method", given.method, None, str)
     if name is None:
         raise UsageError("--method is missing: one of `kdtool methods`, or none")
+    if given.views == 0:
+        raise UsageError("--views is at least 1, not 0")
     layers, added = of.get("layer", given.layers, [], list), of.get("with", given.with_, [], list)
     return DistillConfig(
         student=of.get("student", given.student, default_student, str),

@@ -23,7 +23,7 @@ from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed, seeded
-from kdtool.engine.lacking import check_cache, extract_command, option_text
+from kdtool.engine.lacking import check_cache, extract_command, identity_words, option_text
 from kdtool.engine.live import living
 from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import Ranks, alike, ranks
@@ -164,9 +164,9 @@ def distill(
             ready = made_ready(workspace, config, group, device, precision, progress, live)
             if group.rank == 0:
                 held.enter_context(files.lock(ready.path / "lock", "training in"))
-                check_basis(RunFolder(ready.path, ready.resolved, events=tensorboard), ready.cache)
+                check_basis(RunFolder(ready.path, ready.resolved, events=tensorboard), ready.cache, live)
         folder = RunFolder(ready.path, ready.resolved, events=tensorboard)
-        known: dict[str, Any] | None = group.shared(folder.result)
+        known: dict[str, Any] | None = group.shared(whole_result(folder, progress))
         if known is not None:
             if group.rank == 0:
                 checkpoint.clear_state(folder.path)
@@ -244,7 +244,10 @@ def made_ready(
     check_schedule(stages, bound, config.recipe, facts.samples)
     check_shares(stages, config.recipe, facts.samples, group)
     data = data_of(workspace, cache, config.data_folder, progress)
-    resolved = {**replace(config, views=views, precision=precision).plain(), **({"live": True} if live else {})}
+    named = Path(str(workspace.settings.get("cache", "")))
+    where = {"run": config.name, "cache": str(named) if named.is_absolute() else ""}
+    plain = replace(config, views=views, precision=precision).plain()
+    resolved = {**plain, **{key: value for key, value in where.items() if value}}
     return Ready(cache, data, student, needs, stored, stages, bound, views, folder, resolved)
 
 
@@ -265,6 +268,7 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
         "teacher": teacher_of(cache),
         "cache": {
             "identity": cache.identity_digest,
+            "options": identity_words(cache.identity),
             "bytes": job.views * row_bytes(cache, needs) * samples,
             "tap_bytes": job.views * tap_bytes(cache, needs) * samples,
         },
@@ -278,17 +282,36 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
     return result
 
 
-def check_basis(folder: RunFolder, cache: Cache) -> None:
-    """Refuses to go on with a run, or to give the result of one, that was made from another cache."""
+def whole_result(folder: RunFolder, progress: Progress) -> dict[str, Any] | None:
+    """The result of a finished run; None, and a word about it, where its weights are gone or are not those."""
+    result = folder.result
+    weights = folder.path / "student.safetensors"
+    if result is not None and not checkpoint.holds(weights, result["weights_sha256"]):
+        progress.note(f"{weights} is gone or damaged: the student is trained again")
+        return None
+    return result
+
+
+def check_basis(folder: RunFolder, cache: Cache, live: bool = False) -> None:
+    """Refuses to go on with a run, or to give the result of one, that was made from another cache.
+
+    live: the teacher answers in every step, which makes another run than the cache does.
+    """
     path = folder.path / "cache.json"
     if not folder.begun:
         if not folder.dry:
-            files.write_json(path, {"identity": cache.identity_digest})
+            files.write_json(path, {"identity": cache.identity_digest, "live": live})
         return
     repair = f"remove {folder.path} and run again"
     if not path.exists():
         raise DamageError(f"{folder.path} does not say from which cache it was made ({path.name} is missing); {repair}")
-    held = str(files.read_json(path, repair, {"identity": str})["identity"])
+    known = files.read_json(path, repair, {"identity": str})
+    held = str(known["identity"])
+    if known.get("live", False) != live:
+        raise IdentityError(
+            f"{folder.path} holds a run {'beside a living teacher' if not live else 'from a cache'}, and asked for is "
+            f"one {'beside a living teacher' if live else 'from a cache'}; name another folder with --run, or remove it"
+        )
     if held != cache.identity_digest:
         raise IdentityError(
             f"{folder.path} holds a run from another cache (identity {held[:12]} there, {cache.identity_digest[:12]} "

@@ -97,7 +97,7 @@ def needed_fits(job: Extraction) -> tuple[Fit, ...]:
 def check(cache: Path, job: Extraction) -> None:
     """Refuses what `extract` would refuse before the teacher answers for the first time, and writes nothing."""
     held = could_open(cache, dict(job.identity), job.layout, lambda held: bytes_to_write(job, held))
-    _refuse_mixed(job, held)
+    refuse_mixed(job, held)
     for target in job.targets:
         if target.key in held.contents:
             check_target(held, target)
@@ -107,12 +107,12 @@ def check(cache: Path, job: Extraction) -> None:
 
 
 def _check_mixed(job: Extraction, writer: CacheWriter) -> None:
-    now = _refuse_mixed(job, writer.cache)
+    now = refuse_mixed(job, writer.cache)
     if now not in writer.cache.provenance:
         writer.provenance(now)
 
 
-def _refuse_mixed(job: Extraction, cache: Cache) -> dict[str, Any]:
+def refuse_mixed(job: Extraction, cache: Cache) -> dict[str, Any]:
     """One cache comes from one type of device and one torch, unless the user says otherwise; gives what is here."""
     device = job.train.device
     now = environment(device, job.precision)

@@ -81,7 +81,7 @@ def extract_command(
         words += ["--student", student, *tap_words(taps)]
     if data_folder is not None:
         words += ["--data-folder", data_folder]
-    return [*words, *_identity_words(cache.identity)]
+    return [*words, *identity_words(cache.identity)]
 
 
 def tap_words(taps: Mapping[str, str]) -> list[str]:
@@ -100,7 +100,7 @@ def setting_words(methods: Sequence[Method]) -> list[str]:
     ]
 
 
-def _identity_words(identity: dict[str, Any]) -> list[str]:
+def identity_words(identity: dict[str, Any]) -> list[str]:
     """The options without which extract would make a cache of another identity."""
     defaults = {"seed": 0, "precision": "float32"}
     chosen = {name: value for name, value in identity_options(identity).items() if value != defaults.get(name)}

@@ -138,8 +138,11 @@ def check_keys(config: ExtractConfig, known: Sequence[str]) -> None:
 
 
 def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Rule) -> int:
-    """How many views the cache shall hold."""
+    """How many views the cache shall hold: those that are asked for, else the default, or its own where it has more."""
     asked = config.views or int(workspace.settings.get("views", DEFAULT_VIEWS))
+    if not config.views and holds_cache(workspace.cache):
+        held = open_cache(workspace.cache)
+        asked = max([asked, *(held.views(key) for key in held.contents)])
     if asked == -1:
         asked = all_views(augmentation)
     check_views(augmentation, asked)

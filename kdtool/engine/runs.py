@@ -2,7 +2,7 @@
 
 config.toml        the resolved configuration; `kdtool <command> --config config.toml` runs it again
 environment.json   versions, device, threads
-cache.json         identity of the cache that a student is trained from
+cache.json         identity of the cache that a student is trained from, and whether its teacher lives
 metrics.jsonl      one line an epoch; metrics.csv holds the same table when the run has ended
 events.out.tfevents.*   the same for TensorBoard, where that was asked for
 state.json         the training state while the run is unfinished
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+PLACES = ("run", "cache", "device", "data_folder")  # where a run lies, what it reads and where it computes
+
 _BEGUN = ("lock", f"config.toml{files.PARTIAL}")  # what a run leaves that was killed before it had a configuration
 
 
@@ -55,9 +57,17 @@ def _is_scalar(value: Any) -> bool:
 def _scalar(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_scalar(item) for item in value)}]"
-    if isinstance(value, str | bool | int):
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, bool | int):
         return json.dumps(value)
     return repr(float(value))
+
+
+def _text(value: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UsageError(f"{value!a} is no Unicode text, so no configuration can hold it; take another name")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -113,6 +123,7 @@ class RunFolder:
     """One run's folder; what another configuration came to is not overwritten. Make it while holding its lock.
 
     A run that ended before its first state was saved came to nothing, so another configuration may have its folder.
+    PLACES make no other configuration: data and caches are known by their content.
     dry: nothing is written, and only what would be refused is. events: the metrics are written for TensorBoard too.
     """
 
@@ -122,12 +133,15 @@ class RunFolder:
         self.dry = dry
         self.events = Events(path) if events else None
         known = path / "config.toml"
-        found = read_toml(known) if known.exists() else {}
-        different = found != tomllib.loads(toml(config))
-        if found and different and self.begun:
-            option = "--folder" if config["command"] == "teach" else "--run"
+        found, asked = read_toml(known) if known.exists() else {}, tomllib.loads(toml(config))
+        option = "--folder" if config["command"] == "teach" else "--run"
+        if self.begun and not found:
+            raise DamageError(
+                f"{path} does not say what it was asked for ({known.name} is empty or missing); remove it"
+            )
+        if self.begun and _compared(found) != _compared(asked):
             raise IdentityError(
-                f"{path} holds a run with another configuration ({_first_difference(found, config)}); "
+                f"{path} holds a run with another configuration ({_first_difference(found, asked)}); "
                 f"name another folder with {option}, or remove it"
             )
         with files.explained(path):
@@ -138,8 +152,8 @@ class RunFolder:
         if not path.is_dir():
             return
         if not known.exists() and any(entry.name not in _BEGUN for entry in path.iterdir()):
-            raise UsageError(f"{path} is not empty and holds no run; name another folder with --run")
-        if different and not dry:
+            raise UsageError(f"{path} is not empty and holds no run; name another folder with {option}")
+        if found != asked and not dry and not (path / "result.json").exists():
             files.write(known, toml(config).encode())
 
     @property
@@ -192,8 +206,13 @@ def read_result(run: Path, repair: str, fields: Mapping[str, type]) -> dict[str,
     return files.read_json(path, repair, fields)
 
 
-def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    there, asked = _flat(found), _flat(tomllib.loads(toml(wanted)))
+def _compared(config: Row) -> Row:
+    """What makes a configuration another one."""
+    return {key: value for key, value in config.items() if key not in PLACES}
+
+
+def _first_difference(found: Row, wanted: Row) -> str:
+    there, asked = _flat(_compared(found)), _flat(_compared(wanted))
     for key in [*asked, *there]:
         if there.get(key) != asked.get(key):
             return f"{key} is {there.get(key, 'absent')} there, {asked.get(key, 'absent')} asked for"

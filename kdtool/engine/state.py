@@ -108,6 +108,16 @@ def check_finite(stage: Stage, running: Running) -> None:
         )
 
 
+def check_weights(job: Job, stage: Stage, running: Running) -> None:
+    """Raises NonFiniteError where the last steps of an epoch made weights infinite or NaN; waits for the device."""
+    values = [value for value in job.student.state_dict().values() if value.is_floating_point()]
+    if not bool(torch.stack([torch.isfinite(value).all() for value in values]).all()):
+        raise NonFiniteError(
+            f"the student's weights became infinite or NaN in epoch {running.epoch + 1} of stage {stage.name}; lower "
+            "--learning-rate or the method's weight"
+        )
+
+
 def save(job: Job, running: Running, folder: RunFolder) -> None:
     """Writes all that changes into the run's folder; of several ranks, rank 0 does."""
     check_finite(job.stages[running.stage], running)

@@ -32,12 +32,22 @@ from kdtool.engine.runs import RunFolder, environment
 from kdtool.engine.state import Running, begin
 from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
-from kdtool.engine.workspace import TeacherRecord, answer, architecture, labelled, write_teacher
-from kdtool.errors import IdentityError, UsageError, unknown
+from kdtool.engine.workspace import (
+    TeacherRecord,
+    answer,
+    architecture,
+    labelled,
+    read_record,
+    read_split,
+    write_teacher,
+)
+from kdtool.errors import DamageError, IdentityError, UsageError, unknown
 from kdtool.models import check_name, check_output, create, parameters
 from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Stage
+
+TEACHER = 0x9E3779B9  # added to the seed of first weights: a student of the same network and seed begins elsewhere
 
 
 @dataclass(frozen=True)
@@ -161,15 +171,14 @@ def teach(
     with ranks(device) as group, ExitStack() as held:
         with alike(group):
             lesson = made_ready(config, group, device, progress)
-            finished = (path / "result.json").exists()
+            whole = whole_teacher(workspace, progress) if (path / "result.json").exists() else False
             # what does not fit is refused before anything is written
-            start = None if finished else first_weights(config, lesson)
+            start = None if whole else first_weights(config, lesson)
             resolved = plain_config("teach", replace(config, precision=precision))
             if group.rank == 0:
                 held.enter_context(files.lock(path / "lock", "training in"))
                 check_basis(RunFolder(path, resolved, events=tensorboard), basis(lesson, config.initial))
         folder = RunFolder(path, resolved, events=tensorboard)
-        whole = workspace.teacher.exists() and workspace.settings
         known: dict[str, Any] | None = group.shared(folder.result if whole else None)
         if known is not None:
             if group.rank == 0:
@@ -177,7 +186,8 @@ def teach(
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
         with alike(group):
-            model, begun_from, fixed = start or first_weights(config, lesson)
+            assert start is not None
+            model, begun_from, fixed = start
             if begun_from:
                 progress.note(f"begins from {begun_from.remark}")
             if group.rank == 0:
@@ -186,6 +196,22 @@ def teach(
         running = as_it_is(job, progress) if config.as_is else train(job, folder, progress, stop, checkpoint_seconds)
         result = _finish(workspace, folder, job, model, running, config, lesson, begun_from) if group.rank == 0 else {}
         return dict(group.shared(result))
+
+
+def whole_teacher(workspace: Workspace, progress: Progress) -> bool:
+    """Whether weights, record, split and kdtool.toml of a finished teacher are there; else a word about it."""
+    if not workspace.settings:
+        return False
+    try:
+        record = read_record(workspace.teacher)
+        read_split(workspace.teacher, record)
+    except (DamageError, UsageError) as error:
+        progress.note(f"the teacher is trained again: {error}")
+        return False
+    if checkpoint.holds(workspace.teacher, record.sha256):
+        return True
+    progress.note(f"the teacher is trained again: {workspace.teacher} is gone or damaged")
+    return False
 
 
 def check_names(config: TeachConfig) -> None:
@@ -275,7 +301,7 @@ WORDS = {"data": "content of the data set", "split": "split", "initial": "file o
 
 def first_weights(config: TeachConfig, lesson: Lesson) -> tuple[nn.Module, Loaded | None, frozenset[str]]:
     """(the network as its training begins, what was loaded of a file, the parameters that do not train)."""
-    with seeded(config.seed):
+    with seeded((TEACHER + config.seed) % 2**32):  # of more bits torch takes the last 32
         model = create(config.network, lesson.data.classes, config.taps)
     check_output(config.network, model, lesson.data.classes, lesson.image_shape)
     loaded = load_initial(Path(config.initial), model) if config.initial else None
@@ -375,7 +401,7 @@ def summary(command: str, name: str, network: str, recipe: Recipe, seed: int, ru
     rows = running.rows[-running.epoch :]
     tests = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
     validations = [row["validation_accuracy"] for row in rows if row["validation_accuracy"] is not None]
-    selected = rows[running.best_epoch]["test_accuracy"] if running.best else None
+    selected = rows[running.best_epoch] if running.best else {}
     return {
         "command": command,
         "name": name,
@@ -385,7 +411,13 @@ def summary(command: str, name: str, network: str, recipe: Recipe, seed: int, ru
         "seed": seed,
         "epochs": recipe.epochs,
         "batch": recipe.batch,
-        "test_accuracy": {"last": tests[-1], "best": max(tests), "selected": selected},
-        "validation_accuracy": {"last": validations[-1], "best": max(validations)} if validations else None,
+        "test_accuracy": {"last": tests[-1], "best": max(tests), "selected": selected.get("test_accuracy")},
+        "validation_accuracy": {
+            "last": validations[-1],
+            "best": max(validations),
+            "selected": selected.get("validation_accuracy"),
+        }
+        if validations
+        else None,
         "seconds": {"total": sum(running.seconds.values()), **running.seconds},
     }

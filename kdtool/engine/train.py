@@ -32,6 +32,7 @@ from kdtool.engine.state import (
     Running,
     begin,
     check_finite,
+    check_weights,
     epochs_before,
     fresh_optimizer,
     resume,
@@ -275,6 +276,7 @@ def _end_epoch(
     for bound in _active(job, stage):
         bound.method.after_epoch(running.adapters[bound.method.name])
     spread_buffers((job.student, running.adapters), job.ranks)
+    check_weights(job, stage, running)
     synchronize(job.device)
     begun = time.perf_counter()
     test = _accuracy(job, job.test, progress)

@@ -23,7 +23,7 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import placed
 from kdtool.engine.folder import check_identity, check_rule
 from kdtool.engine.job import Labelled, seeded
-from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.errors import DamageError, IdentityError, NonFiniteError, UsageError
 from kdtool.models import create
 from kdtool.progress import Progress
 
@@ -188,6 +188,8 @@ def answer(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[float, 
     training = model.training
     logits = model.eval()(image)
     model.train(training)
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteError("the network answers with infinite or NaN logits: its training has diverged")
     return tuple(float(value) for value in logits.flatten()[:LOGITS])
 
 

@@ -7,7 +7,6 @@ theirs; locks are not taken. Left out: what an extract would do (kdtool.workflow
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtool import files
@@ -45,15 +44,16 @@ def teach(workspace: Workspace, config: TeachConfig, progress: Progress, config_
     with ranks(device) as group, alike(group):
         lesson = teaching.made_ready(config, group, device, progress)
         path = workspace.runs / "teacher"
-        start = None if (path / "result.json").exists() else teaching.first_weights(config, lesson)
+        whole = (path / "result.json").exists() and teaching.whole_teacher(workspace, progress)
+        start = None if whole else teaching.first_weights(config, lesson)
         resolved = teaching.plain_config("teach", replace(config, precision=precision))
         if config_alone:
             return {"config": resolved}
         folder = RunFolder(path, resolved, dry=True)
         teaching.check_basis(folder, teaching.basis(lesson, config.initial))
-        if folder.result and workspace.teacher.exists() and workspace.settings:
+        if start is None:
             return finished(folder, resolved)
-        model, begun_from, fixed = start or teaching.first_weights(config, lesson)
+        model, begun_from, fixed = start
         job = teaching.make_job(config, lesson, model, fixed, device, precision)
         found = about(job, folder, config.network, trains=not config.as_is)
     return {
@@ -73,15 +73,12 @@ def distill(workspace: Workspace, config: DistillConfig, progress: Progress, con
     precision = choose_precision(config.precision, device)
     with ranks(device) as group, alike(group):
         ready = distilling.made_ready(workspace, config, group, device, precision, progress)
-        where = {"run": config.name} if config.name else {}
-        named = Path(str(workspace.settings.get("cache", "")))
-        resolved = {**ready.resolved, **where, **({"cache": str(named)} if named.is_absolute() else {})}
         if config_alone:
-            return {"config": resolved}
+            return {"config": ready.resolved}
         folder = RunFolder(ready.path, ready.resolved, dry=True)
         distilling.check_basis(folder, ready.cache)
-        if folder.result:
-            return finished(folder, resolved)
+        if distilling.whole_result(folder, progress):
+            return finished(folder, ready.resolved)
         found = about(ready.job(config, device, precision), folder, config.student, trains=True)
     seen = distilling.seen_by(ready.cache)
     return {
@@ -93,7 +90,7 @@ def distill(workspace: Workspace, config: DistillConfig, progress: Progress, con
         "options": ready.resolved["set"],
         "cache": str(ready.cache.path),
         "teacher": ready.cache.identity["teacher"]["network"],
-        "config": resolved,
+        "config": ready.resolved,
     }
 
 

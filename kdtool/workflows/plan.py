@@ -12,6 +12,7 @@ from kdtool.cache.identity import refuse
 from kdtool.cache.journal import JOURNAL, holds_cache
 from kdtool.engine import sizes
 from kdtool.engine.distill import options_of
+from kdtool.engine.extract import refuse_mixed
 from kdtool.engine.extraction import Extraction, stored_specs
 from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig
@@ -31,6 +32,7 @@ def plan(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[s
     known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
     if known is not None:
         refuse_other(known, job)
+        refuse_mixed(job, known)
     learned = sizes.fit_results(job, known)
     fitted = {key: as_tensors(arrays, job.train.device) for key, arrays in learned.items()}
     rows = sizes.rows(job, known, learned)

@@ -59,7 +59,8 @@ def extracts(students: Sequence[Group]) -> list[str]:
     """The commands that make the cache: one for all methods with their defaults, one for every other choice."""
     wanted: dict[str, list[Run]] = {}
     for run in (group.runs[0] for group in students):
-        wanted.setdefault(shlex.join(settings(run)), []).append(run)
+        place = ["--cache", str(run.config["cache"])] if "cache" in run.config else []
+        wanted.setdefault(shlex.join([*settings(run), *run.cache_options, *place]), []).append(run)
     lines = []
     for words, runs in sorted(wanted.items()):
         methods = [f"--for {shlex.quote(name)}" for name in sorted({name for run in runs for name in references(run)})]

@@ -232,6 +232,9 @@ def test_a_process_of_a_torchrun_takes_its_share(
     names = {path.name for path in (tmp_path / "rows").rglob("rows*.jsonl")}
     assert names == {"rows-2-of-2.jsonl"}
     assert len(all_rows(tmp_path)) == 4  # of ten
+    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
+    code, _, error = typed(f"{line} --share 1/2")
+    assert (code, "--share is for processes of their own" in error) == (2, True)
 
 
 def test_teachers_that_came_out_otherwise_are_not_averaged(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
@@ -307,12 +310,33 @@ def test_a_student_and_an_early_checkpoint_become_teachers(tmp_path: Path, made:
     assert of["after"]["sha256"] == json.loads(student.read_text())["weights_sha256"]
     assert of["after"]["network"] == "resnet8"
     assert [line.seeds for line in tables.lines(recipe, Results(tmp_path / "rows"))] == [1, 1]
-    found = {one.group: one for one in plan(made("other"), recipe, recipe.cells, 1)}
+    found = {one.group: one for one in plan(made("other"), [(recipe, recipe.cells, 1)])}
     assert {name: (one.tasks, one.bytes > 0) for name, one in found.items()} == {
         "first": (1, True),  # the student that becomes a teacher
         "early": (1, True),
         "after": (1, True),
     }
+    assert sum(one.left for one in plan(made(), [(recipe, recipe.cells, 1)])) == 0
+    assert json.loads(student.read_text())["seed"] == work.NEXT  # no cell's student begins where this one did
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (", keep_weights = 1", "", "keeps weights of none on the way"),
+        ("keep_weights = 1", "keep_weights = 2", "keeps weights of every 2 of 2 epochs"),
+        ("epoch = 1 }", "epoch = 3 }", "after epoch 3"),
+        ('student = "resnet8", method', "method", "names no student"),
+    ],
+)
+def test_a_chain_that_cannot_be_made_is_refused_before_its_first_link(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, old: str, new: str, words: str
+) -> None:
+    monkeypatch.delattr(work, "teach")
+    assert old in CHAIN
+    recipe = written(tmp_path, CHAIN.replace(old, new))
+    with pytest.raises(UsageError, match=words):
+        made().run(recipe, recipe.cells, 1)
 
 
 SEARCH = """
@@ -346,7 +370,7 @@ def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> 
     assert len(rows) == 5  # four points, one of which is the first seed of the cell
     found = searched(recipe, recipe.cells[0], rows)
     assert found is not None
-    scores = {row["key"]: row["validation_accuracy"]["best"] for row in rows}
+    scores = {row["key"]: row["validation_accuracy"]["last"] for row in rows}
     best = max(scores[task.key] for task in found.tried)
     first = next(task for task in found.tried if scores[task.key] == best)
     assert found.chosen == {name: first.distill["set"][name] for name in ("weight", "temperature")}
@@ -357,15 +381,67 @@ def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> 
     assert [score for _, score in line.tried] == [scores[task.key] for task in found.tried]
 
 
-def test_a_search_needs_a_validation_part(tmp_path: Path, made: Made) -> None:
+@pytest.mark.parametrize("report", ["last", "selected"])
+def test_a_search_goes_by_the_weights_that_are_reported(tmp_path: Path, report: str) -> None:
+    recipe = written(tmp_path, f'report = "{report}"\n{SEARCH}')
+    tried = tasks(recipe, recipe.cells[0], 2, [])
+    scores = [{"last": 10.0 + number, "best": 50.0, "selected": 50.0 - number} for number in range(len(tried))]
+    rows = [{"key": task.key, "validation_accuracy": score} for task, score in zip(tried, scores, strict=True)]
+    found = searched(recipe, recipe.cells[0], rows)
+    assert found is not None
+    assert [score for _, score in found.scores] == [score[report] for score in scores]
+    best = tried[-1 if report == "last" else 0].distill["set"]
+    assert found.chosen == {name: best[name] for name in ("weight", "temperature")}
+
+
+def test_students_that_a_search_will_name_are_planned_too(tmp_path: Path, made: Made) -> None:
+    recipe = written(tmp_path, SEARCH)
+    (found,) = plan(made(), [(recipe, recipe.cells, 2)])
+    assert (found.tasks, found.left) == (5, 5)  # four points, of which the best has another seed
+    lines = tables.lines(recipe, Results(tmp_path / "rows"))
+    assert "\nNot finished: 5 of 5 runs are" in tables.markdown(recipe, Results(tmp_path / "rows"), lines)
+
+
+def test_a_search_needs_a_validation_part(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = written(tmp_path, SEARCH.replace(", validation = 16", ""))
+    monkeypatch.delattr(work, "distill")
     with pytest.raises(UsageError, match="holds no images out for validation"):
         made().run(recipe, recipe.cells, 2)
 
 
+def test_a_table_of_selected_weights_says_where_none_were_selected(whole: tuple[Path, Recipe]) -> None:
+    folder, recipe = whole
+    found = tables.lines(replace(recipe, report="selected"), Results(folder / "rows"))
+    noted = {line.column: tables.remark(line) for line in found}
+    assert noted["KD"] == noted["none"] == "after the last epoch: no images are held out for validation"
+    assert noted["teacher"] == ""
+
+
+def test_recipes_of_one_group_are_planned_once(whole: tuple[Path, Recipe], made: Made, tmp_path: Path) -> None:
+    _, recipe = whole
+    (tmp_path / "other.toml").write_text(RECIPE.replace('column = "KD"', 'column = "another KD"'))
+    other = load(str(tmp_path / "other.toml"))
+    alone = plan(made(), [(recipe, recipe.cells, 2)])
+    both = plan(made(), [(recipe, recipe.cells, 2), (other, other.cells, 2)])
+    assert [(one.group, one.tasks, one.bytes) for one in both] == [(one.group, one.tasks, one.bytes) for one in alone]
+
+
+def test_a_page_counts_the_rows_of_its_cells(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, recipe = whole
+    results = Results(folder / "rows")
+    page = tables.markdown(recipe, results, tables.lines(recipe, results))
+    assert page.count("; 5 rows, ") == 2
+    assert "Made by `kdtool reproduce table mine.toml`." in page
+    only = replace(recipe, cells=recipe.cells[1:2])
+    assert tables.markdown(only, results, tables.lines(only, results)).count("; 2 rows, ") == 1
+    other = written(tmp_path, RECIPE.replace("epochs = 2\n", "epochs = 3\n", 1))
+    page = tables.markdown(other, results, tables.lines(other, results))
+    assert page.count("; 1 rows, ") == 2  # the teacher's own
+
+
 def test_the_plan_knows_the_bytes_and_writes_nothing(whole: tuple[Path, Recipe], made: Made, tmp_path: Path) -> None:
     folder, recipe = whole
-    found = {one.group: one for one in plan(made(), recipe, recipe.cells, 2)}
+    found = {one.group: one for one in plan(made(), [(recipe, recipe.cells, 2)])}
     assert not (tmp_path / "work").exists()
     assert not (tmp_path / "rows").exists()
     for group in ("tiny", "tiny-few"):
@@ -375,7 +451,7 @@ def test_the_plan_knows_the_bytes_and_writes_nothing(whole: tuple[Path, Recipe],
         assert found[group].distill_hours > 0 < found[group].live_hours
     assert found["tiny"].teach_hours > 0 == found["tiny-few"].teach_hours
     there = Work(folder / "work", Results(folder / "rows"), Silent(), StopRequest())
-    after = {one.group: one for one in plan(there, recipe, recipe.cells, 2)}["tiny"]
+    after = {one.group: one for one in plan(there, [(recipe, recipe.cells, 2)])}["tiny"]
     assert (after.left, after.held, after.distill_hours, after.extract_hours) == (0, found["tiny"].bytes, 0, 0)
 
 
@@ -408,6 +484,12 @@ def test_analyses_that_are_asked_for_later_are_added(tmp_path: Path, made: Made)
     assert len(path.read_text().splitlines()) == 4
     made().run(first, first.cells[:2], 1)
     assert len(path.read_text().splitlines()) == 4
+    third = written(tmp_path, 'analyze = ["similarity"]\n' + small)
+    for _ in range(2):
+        made().run(third, third.cells[:2], 1)
+        assert len(path.read_text().splitlines()) == 6
+    rows = Results(tmp_path / "rows").rows("tiny")
+    assert [sorted(row["analyses"]) for row in rows] == [["gram-gap", "similarity"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -452,7 +534,7 @@ def test_what_is_wrong_is_told_of_before_anything_is_trained(
 ) -> None:
     monkeypatch.delattr(work, "teach")
     recipe = written(tmp_path, text)
-    for use in (lambda: made().run(recipe, recipe.cells, 1), lambda: plan(made(), recipe, recipe.cells, 1)):
+    for use in (lambda: made().run(recipe, recipe.cells, 1), lambda: plan(made(), [(recipe, recipe.cells, 1)])):
         with pytest.raises(UsageError, match=re.escape(words)):
             use()
     assert not (tmp_path / "work").exists()
@@ -571,6 +653,7 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
     assert [line["column"] for line in json.loads(out)] == ["none", "KD", "teacher", "ONE"] * 2
     code, out, _ = typed(f"reproduce run {mine} {places} --only KD --quiet")
     assert (code, len(all_rows(tmp_path))) == (0, 10)
+    assert out.endswith(f"next: kdtool reproduce table {mine} --results {tmp_path / 'rows'}\n")
     code, out, _ = typed(f"reproduce plan {mine} {places} --quiet")
     assert code == 0
     assert "tiny: 0 of 5 to run" in out
@@ -590,6 +673,9 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
         ("reproduce run {mine} --only nothing", 2, "no cell of mine has 'nothing'"),
         ("reproduce run {mine} --seeds 0", 2, "--seeds"),
         ("reproduce table nowhere/mine.toml", 2, "cannot read nowhere/mine.toml"),
+        ("reproduce table {mine} --results nowhere", 2, "nowhere does not exist"),
+        ("reproduce table {mine} --folder nowhere", 2, "does not exist; name their folder with --results"),
+        ("reproduce table digits-views --plot gap.svg", 2, "no row of digits-views holds an analysis"),
     ],
 )
 def test_a_mistake_is_told_of_in_one_line(

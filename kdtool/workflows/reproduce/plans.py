@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from kdtool.engine.workspace import write_teacher
 from kdtool.models import create
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import Row
-from kdtool.workflows.reproduce.tasks import Task, wanted
+from kdtool.workflows.reproduce.tasks import Task, basis_of, counted
 from kdtool.workflows.reproduce.work import Work, after, check, done, merged
 
 BATCH, ROUNDS = 64, 3  # of the timed steps
@@ -37,6 +37,7 @@ HOUR = 3600.0
 class Plan:
     """What one group would take. tasks, left: students of all seeds, and those without a row yet; hours on the device.
 
+    Hours are without those of students that an open search will name.
     teach_hours: 0 where the teacher is there. live_hours: what the teacher would add to the students' training if it
     answered in every step. bytes: of the whole cache; held: of it, what is there.
     """
@@ -53,21 +54,43 @@ class Plan:
     held: int
 
 
-def plan(work: Work, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Plan]:
-    """A plan for each group of the cells, and for those that their teachers come from."""
-    check(recipe)
-    groups = {group.name: group for cell in cells if not cell.skip for group in recipe.chain(cell.group)}
-    found = []
-    for name, group in groups.items():
-        rows = work.rows(recipe, name)
-        todo = wanted(recipe, [cell for cell in cells if cell.group == name], seeds, rows)
-        needed = [after(recipe, other) for other in groups.values() if other.after and other.before == name]
-        found.append(_plan(work, recipe, group, {**todo, **{task.key: task for task in needed}}, rows))
-    return found
+def plan(work: Work, asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> list[Plan]:
+    """A plan for each group, and for those that their teachers come from; asked: recipes, their cells and seeds.
+
+    What several recipes have in common, teacher, cache or tasks, is counted once.
+    """
+    found: dict[str, Asked] = {}
+    for recipe, cells, seeds in asked:
+        check(recipe)
+        groups = {group.name: group for cell in cells if not cell.skip for group in recipe.chain(cell.group)}
+        for name, group in groups.items():
+            rows = work.rows(recipe, name)
+            tasks, more = counted(recipe, [cell for cell in cells if cell.group == name], seeds, rows)
+            needed = [
+                after(recipe, other)
+                for other in groups.values()
+                if other.after and other.before == name and not work.workspace(other.name).teacher.exists()
+            ]
+            own = found.setdefault(basis_of(recipe, name), Asked(recipe, group, rows))
+            own.tasks |= {**tasks, **{task.key: task for task in needed}}
+            own.more += more
+    return [_plan(work, one) for one in found.values()]
 
 
-def _plan(work: Work, recipe: Recipe, group: Group, tasks: Mapping[str, Task], rows: Sequence[Row]) -> Plan:
-    todo = [task for task in tasks.values() if task.config and not done(task, rows)]
+@dataclass
+class Asked:
+    """What recipes ask of one group. tasks: by their keys; more: those that open searches will name."""
+
+    recipe: Recipe
+    group: Group
+    rows: Sequence[Row]
+    tasks: dict[str, Task] = field(default_factory=dict)
+    more: int = 0
+
+
+def _plan(work: Work, asked: Asked) -> Plan:
+    recipe, group, tasks = asked.recipe, asked.group, asked.tasks
+    todo = [task for task in tasks.values() if task.config and not done(task, asked.rows)]
     cached = [task for task in todo if task.config and task.config.methods and not task.live]
     lesson = work.lesson(recipe, group)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,8 +109,8 @@ def _plan(work: Work, recipe: Recipe, group: Group, tasks: Mapping[str, Task], r
     return Plan(
         group=group.name,
         teacher=lesson.network,
-        tasks=len(tasks),
-        left=len(todo),
+        tasks=len(tasks) + asked.more,
+        left=len(todo) + asked.more,
         teach_hours=teach_epochs * images * clock.step(lesson.network) if teach_epochs else 0.0,
         extract_hours=job.views * images * answer * (unwritten / size if size else 0.0),
         distill_hours=sum(epochs([task]) * images * clock.step(task.config.student) for task in todo if task.config)

@@ -73,7 +73,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A table or figure. seeds: of every cell; report: one of `REPORTS`; analyze: analyses of every student."""
+    """A table or figure. seeds: of every cell; report: one of `REPORTS`; analyze: analyses of every student.
+
+    typed: what `kdtool reproduce` is given for it, which of a file is the file's name.
+    """
 
     name: str
     title: str
@@ -85,6 +88,7 @@ class Recipe:
     analyze: tuple[str, ...] = ()
     paper: str = ""
     table: str = ""
+    typed: str = ""
 
     def root(self, name: str) -> str:
         """The group that a group has its teacher in common with and that made it."""
@@ -116,7 +120,7 @@ def load(name: str) -> Recipe:
     UsageError for what is not found, a key that is not known and a group or a printed table that there is not.
     """
     if name.endswith(".toml"):
-        return _recipe(Path(name).stem, read_toml(Path(name)), name)
+        return replace(_recipe(Path(name).stem, read_toml(Path(name)), name), typed=Path(name).name)
     if name not in names():
         raise unknown("recipe", name, names())
     return _recipe(name, _packaged(name), f"recipe {name}")
@@ -190,6 +194,7 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
         analyze=tuple(found.get("analyze", ())),
         paper=paper,
         table=number,
+        typed=name,
     )
     needed = {group.name: group for title in sorted(used) for group in recipe.chain(title)}
     return replace(recipe, groups=needed)
@@ -238,7 +243,7 @@ def _cells(found: dict[str, Any], known: Mapping[tuple[str, str], Printed], sour
                 raise UsageError(
                     f"{source}: a pair or method has no {error.args[0]}, of which cells are named"
                 ) from None
-            except (ValueError, AttributeError, TypeError, IndexError) as error:
+            except (ValueError, AttributeError, TypeError, IndexError, MemoryError) as error:
                 raise UsageError(
                     f"{source}: row and column hold labels of pairs and methods, as {{student}}: {error}"
                 ) from None

@@ -52,16 +52,17 @@ class Results:
         return "rows.jsonl" if count == 1 else f"rows-{number}-of-{count}.jsonl"
 
     def rows(self, group: str) -> list[Row]:
-        """The rows of a group, of all teachers and shares; of equal ones that with most analyses. DamageError for a
-        bad line.
+        """The rows of a group, of all teachers and shares; of equal ones the last, with the analyses of all of them.
+
+        DamageError for a bad line.
         """
         found: dict[tuple[str, str], Row] = {}
         for path in sorted((self.folder / group).glob("*/rows*.jsonl")):
             for row in read_lines(path, f"restore {path}, or remove that line: its cell is computed again")[0]:
                 files.check_fields(row, _ROW, f"a row of {path}", f"restore {path}")
                 name = (row["teacher"]["sha256"], row["key"])
-                if name not in found or len(row["analyses"]) > len(found[name]["analyses"]):
-                    found[name] = row
+                before = found[name]["analyses"] if name in found else {}
+                found[name] = {**row, "analyses": {**before, **row["analyses"]}}
         return list(found.values())
 
     def add(self, row: Row) -> None:

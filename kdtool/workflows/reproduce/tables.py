@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kdtool import files
 from kdtool.analysis.kept import Result
 from kdtool.workflows.reproduce.recipe import Cell, Recipe
 from kdtool.workflows.reproduce.rows import DIGITS, Results, Row
-from kdtool.workflows.reproduce.tasks import Searched, searched, wanted
+from kdtool.workflows.reproduce.tasks import Searched, counted, searched, wanted
 
 ERROR, NOT_RUN = "top-1 error %", "not run"
 
@@ -27,7 +28,8 @@ class Line:
     group: the one that made its teacher; teacher: the beginning of its SHA-256. mean, sd: over `seeds` runs, in the
     unit of the printed number, else in percent. sd: of the sample, None of one run. printed, printed_sd: the paper's;
     difference: ours less the paper's. losses: layer -> mean kernel transfer loss of the students. chosen: options that
-    a search found; tried: all of its options with their accuracy on the validation part. note: why there is nothing.
+    a search found; tried: all of its options with their accuracy on the validation part. note: why there is nothing, or
+    what else is to be said.
     """
 
     row: str
@@ -74,7 +76,7 @@ def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int | None) -
         found = [row for row in own if row["key"] in keys]
         if found and (search is None or search.chosen is not None):
             count += 1
-            yield _line(recipe, cell, teacher, found, search)
+            yield _line(recipe, cell, teacher, found, search, note=_unselected(recipe, found))
     if not count:
         yield _line(recipe, cell, "", [], note=NOT_RUN)
 
@@ -105,6 +107,14 @@ def _line(
         tried=tuple((dict(options), score) for options, score in search.scores) if search else (),
         note=note,
     )
+
+
+def _unselected(recipe: Recipe, rows: Sequence[Row]) -> str:
+    """What is said where a recipe reports the weights that are best on validation, and there is no such part."""
+    students = [row for row in rows if row["config"]]
+    if recipe.report == "last" or all(row["test_accuracy"].get("selected") is not None for row in students):
+        return ""
+    return "after the last epoch: no images are held out for validation"
 
 
 def analysed(recipe: Recipe, results: Results, analysis: str) -> list[Result]:
@@ -160,7 +170,8 @@ def remark(line: Line) -> str:
     """What is to be said of a line beside its numbers: why there are none, or what a search chose."""
     if line.chosen:
         tried = "; ".join(f"{_options(options)}: {score:.2f} %" for options, score in line.tried)
-        return f"searched on the validation part: {_options(line.chosen)}, of {tried}"
+        found = f"searched on the validation part: {_options(line.chosen)}, of {tried}"
+        return f"{found}; {line.note}" if line.note else found
     return "" if line.note == NOT_RUN else line.note
 
 
@@ -195,7 +206,7 @@ def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
     several = mixed(found)
     titles = ["row", "column", *(["teacher"] if several else []), *header(found)]
     page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]
-    page += [f"Made by `kdtool reproduce table {recipe.name}`.", "", *_about_teachers(recipe, results), ""]
+    page += [f"Made by `kdtool reproduce table {recipe.typed}`.", "", *_about_teachers(recipe, results), ""]
     there, asked = _finished(recipe, results)
     page += [f"Not finished: {asked - there:,} of {asked:,} runs are still to come.", ""] if there < asked else []
     page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
@@ -212,10 +223,11 @@ def _finished(recipe: Recipe, results: Results) -> tuple[int, int]:
     """How many of a recipe's runs have rows, of a group with several teachers those of the fullest, and of how many."""
     there = asked = 0
     for group, rows in rows_of(recipe, results).items():
-        keys = wanted(recipe, [cell for cell in recipe.cells if cell.group == group], recipe.seeds, rows)
+        cells = [cell for cell in recipe.cells if cell.group == group]
+        keys, more = counted(recipe, cells, recipe.seeds, rows)
         held = Counter(row["teacher"]["sha256"] for row in rows if row["key"] in keys)
         there += max(held.values(), default=0)
-        asked += len(keys)
+        asked += len(keys) + more
     return there, asked
 
 
@@ -223,15 +235,28 @@ def _about_teachers(recipe: Recipe, results: Results) -> list[str]:
     """A line for each teacher: its accuracy, its weights, and the machines and time of its students."""
     found = []
     for group, rows in rows_of(recipe, results).items():
+        cells = [cell for cell in recipe.cells if cell.group == group]
         for digest in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
-            own = [row for row in rows if row["teacher"]["sha256"] == digest]
-            teacher, hours = own[0]["teacher"], sum(row["seconds"].get("total", 0.0) for row in own) / 3600
+            of_teacher = [row for row in rows if row["teacher"]["sha256"] == digest]
+            keys, _ = counted(recipe, cells, 1 + max(row["seed"] for row in of_teacher), of_teacher)
+            own = [row for row in of_teacher if row["key"] in keys]
+            if not own:
+                continue
+            teacher = own[0]["teacher"]
+            hours = sum(_trainings(own).values()) / 3600
             machines = dict.fromkeys(_machine(row["environment"]) for row in own if row["environment"])
             found.append(
                 f"* {group}: {teacher['network']}, {teacher['test_accuracy']:.2f} % of the test images "
                 f"(`{digest[:DIGITS]}`); {len(own)} rows, {hours:.1f} hours of training on {'; '.join(machines)}"
             )
     return found
+
+
+def _trainings(rows: Sequence[Row]) -> dict[str, float]:
+    """The seconds of every training; of one student several probes may have a row each."""
+    return {
+        files.canonical([row["config"], row["seed"], row.get("live")]): row["seconds"].get("total", 0.0) for row in rows
+    }
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

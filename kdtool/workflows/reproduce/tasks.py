@@ -107,7 +107,8 @@ def basis_of(recipe: Recipe, group: str) -> str:
 def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None:
     """The search of a cell; the choice is the grid's point with the highest validation accuracy, of equals the first.
 
-    UsageError for a group that holds no images out for validation.
+    The accuracy is that of the weights which the table reports. UsageError for a group that holds no images out for
+    validation.
     """
     if not cell.search:
         return None
@@ -118,19 +119,32 @@ def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None
     there = [held.get(task.key) for task in tried]
     for row in there:
         if row and row["validation_accuracy"] is None:
-            raise UsageError(
-                f"{cell.row} / {cell.column} searches its options, and group {cell.group} holds no images out for "
-                "validation: its [teach] or [extract] needs validation = N"
-            )
+            raise no_validation(cell)
     if None in there:
         return Searched(tried, None)
-    scores = [row["validation_accuracy"]["best"] for row in there if row]
+    scores = [row["validation_accuracy"][recipe.report] for row in there if row]
     return Searched(tried, grid[scores.index(max(scores))], tuple(zip(grid, scores, strict=True)))
+
+
+def no_validation(cell: Cell) -> UsageError:
+    """What a search says of a group without a validation part."""
+    return UsageError(
+        f"{cell.row} / {cell.column} searches its options, and group {cell.group} holds no images out for validation: "
+        "its [teach] or [extract] needs validation = N"
+    )
 
 
 def wanted(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row]) -> dict[str, Task]:
     """The tasks of several cells by their keys, each once."""
     return {task.key: task for cell in cells for task in tasks(recipe, cell, seeds, rows)}
+
+
+def counted(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row]) -> tuple[dict[str, Task], int]:
+    """All tasks of several cells, those of their searches among them; and how many more an open search will name."""
+    searches = [found for cell in cells if not cell.skip and (found := searched(recipe, cell, rows))]
+    tried = {task.key: task for search in searches for task in search.tried}
+    left = sum(search.chosen is None for search in searches) * (seeds - 1)  # the first seed is one of those tried
+    return {**tried, **wanted(recipe, cells, seeds, rows)}, left
 
 
 def with_options(distill: Table, options: Mapping[str, Any]) -> Table:

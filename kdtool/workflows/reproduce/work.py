@@ -38,9 +38,10 @@ from kdtool.targets import by_key
 from kdtool.workflows.plan import refuse_other
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import ORIGIN, Results, Row, copy_teacher
-from kdtool.workflows.reproduce.tasks import Task, basis_of, searched, share_of, tasks, wanted
+from kdtool.workflows.reproduce.tasks import Task, basis_of, no_validation, searched, share_of, tasks, wanted
 
 T = TypeVar("T")
+NEXT = 10_000  # seed of a student that becomes a teacher: no cell has it, whose student would begin where this one did
 PAUSE = 2.0  # seconds between two looks at what another process holds
 SHARED = (
     *("data", "data_folder", "validation", "few_shot", "image_size", "crop", "pad", "mean", "std", "seed"),
@@ -107,6 +108,7 @@ class Work:
 
     def _run_all(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
         self.patiently(lambda: self.prepare(recipe, group, todo))
+        self._check_searches(recipe, group)
         rows = self.rows(recipe, group)  # now that the teacher is known
         todo = [task for task in todo if not done(task, rows)]
         for number, task in enumerate(todo):
@@ -114,6 +116,13 @@ class Work:
             if self.stop.requested():
                 raise self.stop.stopped(f"before {task.name}")
             self.results.add(self.patiently(functools.partial(self.row, task)))
+
+    def _check_searches(self, recipe: Recipe, group: str) -> None:
+        """Refuses searches without a validation part before their first training."""
+        searching = [cell for cell in recipe.cells if cell.group == group and cell.search and not cell.skip]
+        place = self.workspace(group).cache
+        if searching and holds_cache(place) and "validation" not in open_teacher_cache(place).layout.samples:
+            raise no_validation(searching[0])
 
     def prepare(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
         """Makes teacher and cache of a group, as far as its tasks need them."""
@@ -280,15 +289,16 @@ def teaching(recipe: Recipe, group: Group) -> dict[str, Any]:
     if group.teach is not None:
         return dict(group.teach)
     source = teaching(recipe, recipe.groups[group.before])
-    network = str(group.after["distill"]["student"]) if group.after else source.get("network", "resnet34")
-    taps = {} if group.after else {"taps": source.get("taps", {})}
-    return {**{key: source[key] for key in SHARED if key in source}, **taps, "network": network}
+    own = {"network": source.get("network", "resnet34"), "taps": source.get("taps", {})}
+    if group.after and (config := after(recipe, group).config):
+        own = {"network": config.student, "taps": dict(config.taps)}
+    return {**{key: source[key] for key in SHARED if key in source}, **own}
 
 
 def after(recipe: Recipe, group: Group) -> Task:
     """The student that becomes the teacher of a group."""
     assert group.after is not None
-    return Task(group.before, basis_of(recipe, group.before), group.after["distill"], {}, (), 0)
+    return Task(group.before, basis_of(recipe, group.before), group.after["distill"], {}, (), NEXT)
 
 
 def of_teacher(record: TeacherRecord) -> dict[str, Any]:
@@ -342,6 +352,8 @@ def check(recipe: Recipe) -> None:
     for group in recipe.groups.values():
         found = teach_config(Values("teach", teaching(recipe, group), f"[teach] of group {group.name}"))
         extract_config(Values("extract", group.extract, f"[extract] of group {group.name}"), "")
+        if group.early:
+            check_early(recipe, group)
         asked = [after(recipe, group)] if group.after else []
         names = {found.network, *(task.config.student for task in asked if task.config)}
         for name in names:
@@ -353,6 +365,20 @@ def check(recipe: Recipe) -> None:
                 check_name(task.config.student)
             if task.probe:
                 probe_config(Values("probe", task.probe, f"[probe] of group {task.group}"), Path())
+
+
+def check_early(recipe: Recipe, group: Group) -> None:
+    """Refuses an early teacher whose weights the training of the other one would not keep."""
+    assert group.early is not None
+    epoch, before = group.early["epoch"], recipe.groups[group.before]
+    training = teach_config(Values("teach", teaching(recipe, before), f"[teach] of group {before.name}"))
+    every, last = training.keep_weights, training.recipe.epochs
+    if before.teach is None or not every or not 0 <= epoch <= last or (epoch % every and epoch != last):
+        kept = f"every {every} of {last} epochs" if every else "none on the way"
+        raise UsageError(
+            f"group {group.name} takes the teacher of {before.name} after epoch {epoch}, whose training keeps weights "
+            f"of {kept}: keep_weights in its [teach] says so"
+        )
 
 
 def _searching(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> bool:
