@@ -86,7 +86,7 @@ def prepare(
     if config.validation is not None or config.few_shot is not None:
         split = splits.narrow(split, data.train.labels, data.classes, config.validation, config.few_shot)
     augmentation = record.seen.rule(config.seed)
-    views = view_count(workspace, config, augmentation)
+    views = view_count(workspace, config, augmentation, known)
     rows = part_rows(data, split)
     layout = make_layout(
         workspace,
@@ -137,10 +137,10 @@ def check_keys(config: ExtractConfig, known: Sequence[str]) -> None:
             raise UsageError(f"--dtype {key}={dtype}: this extract stores no {key}, but {', '.join(sorted(known))}")
 
 
-def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Rule) -> int:
+def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Rule, known: Layout | None = None) -> int:
     """How many views the cache shall hold: those that are asked for, else the default, or its own where it has more."""
     asked = config.views or int(workspace.settings.get("views", DEFAULT_VIEWS))
-    if not config.views and holds_cache(workspace.cache):
+    if not config.views and known is None and holds_cache(workspace.cache):
         held = open_cache(workspace.cache)
         asked = max([asked, *(held.views(key) for key in held.contents)])
     if asked == -1:

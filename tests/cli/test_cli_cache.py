@@ -33,7 +33,7 @@ def test_repair(work: Path, typed: Typed, refused: Typed) -> None:
         f"{CHUNK}: has 0 bytes, expected {size:,}",
         "train/zarr.json: is missing or does not describe what the manifest has there",
     ]
-    assert found.repair == ["cache", "repair", str(cache)]
+    assert found.repair == ["cache", "repair", "--folder", str(work)]
     mended = typed("cache repair --quiet --folder", work)
     assert mended.code == 0, mended.err
     assert mended.out.splitlines() == [

@@ -28,6 +28,21 @@ def test_a_folder(work: Path, typed: Typed) -> None:
     assert sum(one["images"] for one in student["classes"]) == student["images"] == 20
 
 
+def test_a_student_whose_weights_are_gone_is_told_of(work: Path, typed: Typed) -> None:
+    (work / "runs/first/student.safetensors").unlink()
+    found = typed(f"evaluate --json --folder {work}")
+    assert len(json.loads(found.out)) == 1
+    assert "left out: " in found.err
+    assert "runs/first/student.safetensors is gone" in found.err
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/teacher"])
+def test_the_teachers_run_from_within(work: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(work / place)
+    found = typed(f"evaluate --json --folder {work} {'teacher' if place == 'runs' else '.'}")
+    assert [one["top1"] for one in json.loads(found.out)] == [pytest.approx(last(work, "teacher"))]
+
+
 def test_runs_by_class(work: Path, typed: Typed) -> None:
     """The folder of the teacher's run means the teacher; a run that has not finished is left out."""
     (work / "runs" / "stopped").mkdir()

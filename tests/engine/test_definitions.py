@@ -22,6 +22,7 @@ from kdtool.errors import IdentityError, Stopped
 from kdtool.methods import method
 from kdtool.methods.maps import WholeMap
 from kdtool.progress import Silent, StopRequest
+from kdtool.workflows.plan import plan
 
 CPU = torch.device("cpu")
 
@@ -79,6 +80,9 @@ def test_bits_of_two_kinds_are_not_mixed_unasked(
     told = rf"was written with {name} {re.escape(known[name])}, and this is {name} {value}: .*--allow-mixed"
     with pytest.raises(IdentityError, match=told):
         run_extract(folder, views=2)
+    workspace, asked = Workspace.open(folder), ExtractConfig(batch=16, block=32, views=2)
+    with pytest.raises(IdentityError, match=told):
+        plan(workspace, asked, prepare(workspace, asked))
     assert open_cache(folder / "cache.zarr").manifest.files == before
     run_extract(folder, views=2, allow_mixed=True)
     assert open_cache(folder / "cache.zarr").views("logits") == 2

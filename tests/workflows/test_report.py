@@ -158,6 +158,22 @@ def test_headline_and_reproduction(runs, tmp_path):
         assert fact in text
 
 
+def test_another_cache_is_named_with_what_made_it(runs, tmp_path):
+    """And runs that lie under names of their own differ in nothing."""
+    for seed in (0, 1):
+        run = runs / f"few-{seed}"
+        write_run(run, "distill", "resnet18", ["kd"], {"kd.temperature": 4.0}, seed, 70.0)
+        result = files.read_json(run / "result.json", "")
+        cache = {**result["cache"], "identity": "f" * 64, "options": ["--few-shot", "5"]}
+        files.write_json(run / "result.json", {**result, "cache": cache})
+        written = (run / "config.toml").read_text()
+        (run / "config.toml").write_text(f'run = "few-{seed}"\ncache = "/elsewhere/few zarr"\n{written}')
+    text = " ".join(read(write_report([runs], tmp_path / "report.html")).text)
+    assert "kdtool extract --for kd --few-shot 5 --cache '/elsewhere/few zarr' --student resnet18 --views 8" in text
+    found, _ = read_runs([runs])
+    assert [len(group.runs) for group in grouped(found) if group.runs[0].cache_identity == "f" * 64] == [2]
+
+
 def test_plots_show_every_student(runs, tmp_path):
     source = write_report([runs], tmp_path / "report.html").read_text()
     captions = re.findall("<figcaption>(.*?)</figcaption>", source)
