@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtool import files
 from kdtool.cache import journal
 from kdtool.cache.chunks import Array, map_chunk, read_whole, repair
 from kdtool.cache.layout import Contents, FitContents, Layout
@@ -100,12 +99,6 @@ class Cache:
                 f"{self.path} holds no fit {key!r}; `kdtool extract` with the method that needs it adds it"
             )
         return {name: self._whole(f"fitted/{key}/{name}") for name in sorted(fit.arrays)}
-
-    def fit_digest(self, key: str) -> str:
-        """SHA-256 of a fit's definition and of its arrays' files."""
-        fit, prefix = self.manifest.fits[key], f"fitted/{key}/"
-        recorded = {name: record for name, record in self.manifest.files.items() if name.startswith(prefix)}
-        return files.digest({**fit.to_json(), "files": recorded})
 
     def array(self, part: str, key: str, name: str) -> CachedArray:
         """An array of a key, with the views that are complete now."""

@@ -89,8 +89,11 @@ def read_files(asked: Asked) -> Pairs:
         raise UsageError(
             "features in files need .npy files on both sides: `kdtool analyze ... STUDENT.npy --teacher TEACHER.npy`"
         )
-    if asked.fresh or asked.part != Asked.part:
-        raise UsageError("--fresh and --part belong to students that are runs; files of features are taken as they are")
+    if asked.fresh or (asked.part, asked.device, asked.data_folder) != (Asked.part, Asked.device, Asked.data_folder):
+        raise UsageError(
+            "--fresh, --part, --device and --data-folder belong to students that are runs; files of features are taken "
+            "as they are"
+        )
     layer = canonical_tap(asked.layers[0]) if len(asked.layers) == 1 else "features"
     names = run_names(asked.students)
     students = {name: Student({layer: read_array(path)}) for name, path in zip(names, asked.students, strict=True)}

@@ -16,7 +16,6 @@ from kdtool.errors import ResourceError
 from kdtool.models.foreign import before_head, check_known, out_of_place, with_taps
 
 PREFIX = "tv:"
-IMAGE_WIDTH = 224  # what the networks are made for
 
 # The stem of SRM (arXiv 2103.17012) is what the first pooling gives. A stage's .preact is what its last ReLU reads;
 # the other networks' stages end in a sum, a pooling or a shuffle of channels.
