@@ -16,7 +16,6 @@ from kdtool.methods.protocol import Method
 from kdtool.progress import Progress, StopRequest
 from kdtool.workflows.report import write_report
 
-
 KDA_WEIGHT = "0.004"  # a tenth of the default, which was found for a hundred classes and 120 epochs
 
 
