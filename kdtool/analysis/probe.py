@@ -21,7 +21,7 @@ from kdtool.engine import checkpoint
 from kdtool.engine.configuration import RECIPE, Given, Values, data_of
 from kdtool.engine.device import choose_device, choose_precision
 from kdtool.engine.finetune import BODY, classifier, fixed_parameters
-from kdtool.engine.job import seeded
+from kdtool.engine.job import seed_of, seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import PLACES, RunFolder, environment, read_result
 from kdtool.engine.teach import TeachConfig, basis, check_basis, make_job, plain_config, read_lesson, summary
@@ -76,7 +76,10 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Probed:
-    """A network whose weights are probed: name, taps, how it saw its data, the file of weights and its SHA-256."""
+    """A network whose weights are probed: name, taps, how it saw its data, the file of weights and its SHA-256.
+
+    seed: of its first weights.
+    """
 
     network: str
     taps: Mapping[str, str]
@@ -192,7 +195,7 @@ def probed(config: ProbeConfig) -> Probed:
         place = config.run.parent.parent / "teacher.safetensors" if taught else config.run / "student.safetensors"
         digest = str(result["weights_sha256"])
     return Probed(
-        result["network"], dict(result["taps"]), Seen.from_plain(result["seen"]), place, digest, result["seed"]
+        result["network"], dict(result["taps"]), Seen.from_plain(result["seen"]), place, digest, seed_of(result)
     )
 
 

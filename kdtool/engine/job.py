@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +139,20 @@ def check_seed(seed: int) -> None:
     """Refuses a seed that torch or the counter-based generator would cut off."""
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed is a whole number from 0 to {2**32 - 1:,}, not {seed}")
+
+
+def teacher_seed(seed: int) -> int:
+    """The seed of a teacher's first weights, so that a student of the same network and seed begins with others.
+
+    torch takes 32 bits of a seed.
+    """
+    return (seed + 0x9E3779B9) % 2**32
+
+
+def seed_of(result: Mapping[str, Any]) -> int:
+    """The seed of the first weights of a finished run."""
+    seed = int(result["seed"])
+    return teacher_seed(seed) if result["command"] == "teach" else seed
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.evaluate import accuracy
 from kdtool.engine.finetune import classifier, fixed_parameters
 from kdtool.engine.folder import DEFAULT_STUDENT, DEFAULT_VIEWS, Workspace
-from kdtool.engine.job import Job, Labelled, check_keep, check_schedule, check_seed, seeded
+from kdtool.engine.job import Job, Labelled, check_keep, check_schedule, check_seed, seeded, teacher_seed
 from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import Ranks, alike, ranks
 from kdtool.engine.runs import RunFolder, environment
@@ -46,8 +46,6 @@ from kdtool.models import check_name, check_output, create, parameters
 from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Stage
-
-TEACHER = 0x9E3779B9  # added to the seed of first weights: a student of the same network and seed begins elsewhere
 
 
 @dataclass(frozen=True)
@@ -301,7 +299,7 @@ WORDS = {"data": "content of the data set", "split": "split", "initial": "file o
 
 def first_weights(config: TeachConfig, lesson: Lesson) -> tuple[nn.Module, Loaded | None, frozenset[str]]:
     """(the network as its training begins, what was loaded of a file, the parameters that do not train)."""
-    with seeded((TEACHER + config.seed) % 2**32):  # of more bits torch takes the last 32
+    with seeded(teacher_seed(config.seed)):
         model = create(config.network, lesson.data.classes, config.taps)
     check_output(config.network, model, lesson.data.classes, lesson.image_shape)
     loaded = load_initial(Path(config.initial), model) if config.initial else None

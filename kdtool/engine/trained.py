@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdtool import files
 from kdtool.data.augment import normalise
 from kdtool.engine import checkpoint
-from kdtool.engine.job import seeded
+from kdtool.engine.job import seed_of, seeded
 from kdtool.engine.keeping import kept
 from kdtool.engine.workspace import Seen, read_record, read_teacher, record_path
 from kdtool.errors import UsageError
@@ -88,7 +88,7 @@ def _of_run(weights: Path) -> TrainedNetwork:
         raise UsageError(f"{run} is a run of `kdtool {result['command']}`; name one of `kdtool teach` or `distill`")
     files.check_fields(result, _RESULT, str(run / "result.json"), repair)
     seen = Seen.from_plain(result["seen"])
-    with seeded(int(result["seed"])):
+    with seeded(seed_of(result)):
         network = create(result["network"], seen.classes, result["taps"])
     checkpoint.load_weights(weights, network, _digests(run, result).get(weights.absolute().relative_to(run).as_posix()))
     return TrainedNetwork(network, seen)

@@ -22,7 +22,7 @@ from kdtool.data.preparation import at_size, rule_from
 from kdtool.engine import checkpoint
 from kdtool.engine.device import placed
 from kdtool.engine.folder import check_identity, check_rule
-from kdtool.engine.job import Labelled, seeded
+from kdtool.engine.job import Labelled, seeded, teacher_seed
 from kdtool.errors import DamageError, IdentityError, NonFiniteError, UsageError
 from kdtool.models import create
 from kdtool.progress import Progress
@@ -164,7 +164,7 @@ def read_teacher(path: Path, record: TeacherRecord, device: torch.device, precis
     IdentityError where its layers are not those of then, or where it says something else of the same image: the code
     of a network that is not ours may have changed.
     """
-    with seeded(record.seed):
+    with seeded(teacher_seed(record.seed)):
         model = create(record.network, record.classes, record.taps)
     repair = "restore that version of it, or train the teacher again with `kdtool teach`"
     if architecture(record.network, model) != record.architecture:

@@ -165,7 +165,7 @@ def test_a_probe_goes_on_where_it_was_stopped_and_is_not_made_twice(workspace: W
 def test_what_cannot_be_probed_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     for changes, message in (
         ({"data": "cifar1"}, "unknown data set"),
-        ({"stage": "init"}, "unknown stage that another one follows 'init'"),
+        ({"stage": "init"}, "--stage init: .* has one stage"),
         ({"run": tmp_path}, "holds no finished run"),
         ({"batchnorm": "off"}, "unknown mode of BatchNorm"),
     ):

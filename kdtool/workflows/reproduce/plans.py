@@ -20,7 +20,7 @@ from kdtool.cache.journal import holds_cache
 from kdtool.engine import sizes
 from kdtool.engine.device import autocast, choose_device, choose_precision, placed, synchronize
 from kdtool.engine.folder import Workspace
-from kdtool.engine.job import seeded
+from kdtool.engine.job import seeded, teacher_seed
 from kdtool.engine.teach import TeachConfig, about, defaults, read_lesson
 from kdtool.engine.workspace import write_teacher
 from kdtool.models import create
@@ -129,7 +129,7 @@ def epochs(todo: Sequence[Task]) -> int:
 def untrained(lesson: TeachConfig, folder: Path, work: Work) -> Workspace:
     """A working folder with the teacher's network as nobody has trained it: what is stored of it takes as much."""
     found = read_lesson(lesson, work.progress)
-    with seeded(lesson.seed):
+    with seeded(teacher_seed(lesson.seed)):
         model = create(lesson.network, found.data.classes, lesson.taps)
     workspace = Workspace(folder)
     record = write_teacher(workspace.teacher, model, found.split, about(lesson, found, model, 0.0))
