@@ -244,8 +244,7 @@ def made_ready(
     check_schedule(stages, bound, config.recipe, facts.samples)
     check_shares(stages, config.recipe, facts.samples, group)
     data = data_of(workspace, cache, config.data_folder, progress)
-    named = Path(str(workspace.settings.get("cache", "")))
-    where = {"run": config.name, "cache": str(named) if named.is_absolute() else ""}
+    where = {"run": config.name, "cache": workspace.named_cache}
     plain = replace(config, views=views, precision=precision).plain()
     resolved = {**plain, **{key: value for key, value in where.items() if value}}
     return Ready(cache, data, student, needs, stored, stages, bound, views, folder, resolved)

@@ -71,8 +71,12 @@ class Workspace:
     @property
     def words(self) -> list[str]:
         """The options that lead a command to this folder and cache, for messages that tell what to type."""
-        named = Path(str(self.settings.get("cache", ""))).is_absolute()
-        return [*self.folder_words, *(["--cache", str(self.cache)] if named else [])]
+        return [*self.folder_words, *(["--cache", self.named_cache] if self.named_cache else [])]
+
+    @property
+    def named_cache(self) -> str:
+        """The cache that was named in place of the folder's own, as an absolute path; empty where none was."""
+        return str(self.cache) if Path(str(self.settings.get("cache", ""))).is_absolute() else ""
 
     @property
     def folder_words(self) -> list[str]:

@@ -169,7 +169,7 @@ def teach(
     with ranks(device) as group, ExitStack() as held:
         with alike(group):
             lesson = made_ready(config, group, device, progress)
-            whole = whole_teacher(workspace, progress) if (path / "result.json").exists() else False
+            whole = whole_teacher(workspace, progress)
             # what does not fit is refused before anything is written
             start = None if whole else first_weights(config, lesson)
             resolved = plain_config("teach", replace(config, precision=precision))
@@ -197,8 +197,8 @@ def teach(
 
 
 def whole_teacher(workspace: Workspace, progress: Progress) -> bool:
-    """Whether weights, record, split and kdtool.toml of a finished teacher are there; else a word about it."""
-    if not workspace.settings:
+    """Whether there is a finished teacher with weights, record, split and kdtool.toml; a word about one that is not."""
+    if not workspace.settings or not (workspace.runs / "teacher/result.json").exists():
         return False
     try:
         record = read_record(workspace.teacher)

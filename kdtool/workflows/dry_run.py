@@ -44,8 +44,7 @@ def teach(workspace: Workspace, config: TeachConfig, progress: Progress, config_
     with ranks(device) as group, alike(group):
         lesson = teaching.made_ready(config, group, device, progress)
         path = workspace.runs / "teacher"
-        whole = (path / "result.json").exists() and teaching.whole_teacher(workspace, progress)
-        start = None if whole else teaching.first_weights(config, lesson)
+        start = None if teaching.whole_teacher(workspace, progress) else teaching.first_weights(config, lesson)
         resolved = teaching.plain_config("teach", replace(config, precision=precision))
         if config_alone:
             return {"config": resolved}

@@ -3,7 +3,6 @@
 Bytes come from `kdtool.engine.sizes`, seconds from `kdtool.workflows.costs`.
 """
 
-from pathlib import Path
 from typing import Any
 
 from kdtool import files
@@ -59,7 +58,6 @@ def plan(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[s
 
 def resolved(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[str, Any]:
     """An extract as the plain values of a configuration file, defaults resolved."""
-    named = Path(str(workspace.settings.get("cache", "")))
     asked = {
         "for": [reference(method) for method in config.methods],
         "student": list(config.students),
@@ -82,7 +80,7 @@ def resolved(workspace: Workspace, config: ExtractConfig, job: Extraction) -> di
         "allow_mixed": config.allow_mixed,
     }
     tables = {"set": options_of(config.methods), "taps": dict(config.taps)}
-    return {**values, **({"cache": str(named)} if named.is_absolute() else {}), **tables}
+    return {**values, **({"cache": workspace.named_cache} if workspace.named_cache else {}), **tables}
 
 
 def refuse_other(known: Cache, job: Extraction) -> None:
