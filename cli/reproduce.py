@@ -101,9 +101,12 @@ def show(name: Name, json: o.Json = False) -> None:
     if json:
         print_json(asdict(recipe))
         return
-    number = "the last epoch" if recipe.report == "last" else "the epoch that is best on validation"
+    number = {
+        "last": "the last epoch",
+        "selected": "the epoch that is best on validation, of [recipe] with resets the end of a phase",
+    }[recipe.report]
     print_line(f"{recipe.title}\n\n{wrapped(recipe.about)}\n")
-    print_line(f"seeds: {recipe.seeds}; accuracy after {number}")
+    print_line(wrapped(f"seeds: {recipe.seeds}; accuracy after {number}"))
     said = {id(cell): words(cell) for cell in recipe.cells}
     students = [said[id(cell)] for cell in recipe.cells if cell.distill and not cell.skip]
     every = [word for word in students[0] if all(word in found for found in students)] if students else []

@@ -105,6 +105,9 @@ def teach(
     device: o.Device = None,
     precision: o.Precision = None,
     keep_weights: o.KeepWeights = None,
+    selected: Annotated[
+        bool, typer.Option("--selected", help="Take the epoch that is best on validation, not the last.")
+    ] = False,
     sync_bn: o.SyncBn = False,
     folder: o.Folder = Path(),
     config: o.Config = None,
@@ -139,6 +142,6 @@ def teach(
     if json:
         print_json(result)
     else:
-        print_line(f"teacher {result['network']}: test accuracy {result['test_accuracy']['last']:.2f} %")
+        print_line(f"teacher {result['network']}: test accuracy {result['teacher']['test_accuracy']:.2f} %")
         following = shlex.join(["kdtool", "extract", *workspace.words])
         print_line(f"wrote {workspace.teacher} and {folder / 'kdtool.toml'}; next: {following}")

@@ -160,7 +160,12 @@ def probe(
 
 
 def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
-    """The same training in the words of `teach`, from which it differs in its first weights alone."""
+    """The same training in the words of `teach`, from which it differs in its first weights alone.
+
+    Of the data set that the network has learned from, images are normalised as they were for it; those of another one
+    by that one's statistics, as ICD's script does.
+    """
+    known = config.data == seen.name
     own = seen.augmentation["name"] == "ResizedCrop"
     return TeachConfig(
         data=config.data,
@@ -174,6 +179,8 @@ def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
         image_size=config.image_size or seen.image_shape[2],
         crop=config.crop or ("resized" if own else "pad"),
         pad=seen.augmentation.get("pad", 4),
+        mean=seen.mean if known else None,
+        std=seen.std if known else None,
         freeze=() if config.whole else (BODY,),
         batchnorm="eval" if config.whole else config.batchnorm,
     )

@@ -31,7 +31,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "teach": (
         *("data", "network", "recipe", "data_folder", "keep_weights", "sync_bn", "validation", "few_shot", "student"),
         *("views", "seed", "device", "precision", "image_size", "crop", "pad", "mean", "std", "taps", "initial"),
-        *("as_is", "freeze", "batchnorm", "head_learning_rate", *RECIPE),
+        *("as_is", "freeze", "batchnorm", "head_learning_rate", "selected", *RECIPE),
     ),
     "extract": (
         *("for", "student", "set", "taps", "views", "batch", "block", "fit_views", "clean", "dtype", "validation"),
@@ -159,6 +159,7 @@ def teach_config(values: Values, **flags: Any) -> TeachConfig:
         network=of.get("network", given.network, "resnet34", str),
         recipe=of.recipe(given.recipe, **given.of(RECIPE)),
         keep_weights=of.get("keep_weights", given.keep_weights, None, int),
+        selected=of.get("selected", given.selected or None, None, bool),
         sync_bn=of.get("sync_bn", given.sync_bn or None, None, bool),
         data_folder=of.where("data_folder", given.data_folder),
         validation=of.get("validation", given.validation, None, int),

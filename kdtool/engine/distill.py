@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen, labelled, load_data, open_teacher_cache
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import reference
-from kdtool.methods.protocol import FittedResults, Method
+from kdtool.methods.protocol import Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import check_output, create, parameters, tap_shapes
 from kdtool.progress import Progress, Silent, StopRequest
@@ -236,11 +237,7 @@ def made_ready(
     check_cache(cache, stored, config.views, command)
     folder = workspace.runs / config.title
     views = config.views or begun_views(folder) or (all_views_of(cache, config) if live else held_views(cache, needs))
-    stages = config.methods[0].stages(*both, facts) if config.methods else (Stage("train"),)
-    bound = tuple(
-        bind(method, taps, shapes, cache, facts, added=number > 0)
-        for number, (method, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
-    )
+    stages, bound = staged(config.methods, needs, *both, facts, cache.fitted)
     check_schedule(stages, bound, config.recipe, facts.samples)
     check_shares(stages, config.recipe, facts.samples, group)
     data = data_of(workspace, cache, config.data_folder, progress)
@@ -398,16 +395,22 @@ def all_views_of(cache: Cache, config: DistillConfig) -> int:
     return seen_by(cache).rule().placements or config.recipe.epochs
 
 
-def bind(method: Method, taps: tuple[str, ...], shapes: Shapes, cache: Cache, facts: Facts, added: bool) -> Bound:
-    """A method with the adapters that it builds for this student and cache."""
-    both = (shapes, cache.layout.tap_shapes)
-    fitted: FittedResults = {fit.key: cache.fitted(fit.key) for fit in method.fits(*both)}
-    weights = method.stages(*both, facts)[0].weights if added else None
-
-    def adapters() -> nn.Module:
-        return method.adapters(*both, facts, fitted)
-
-    return Bound(method, taps, adapters, weights)
+def staged(
+    methods: Sequence[Method],
+    needs: Needs,
+    student: Shapes,
+    teacher: Shapes,
+    facts: Facts,
+    fitted: Callable[[str], dict[str, Any]],
+) -> tuple[tuple[Stage, ...], tuple[Bound, ...]]:
+    """The stages of a run, and its methods with what they build for this student; fitted: what a fit has learned."""
+    stages = [method.stages(student, teacher, facts) for method in methods]
+    bound = []
+    for number, (method, taps) in enumerate(zip(methods, needs.taps, strict=True)):
+        learned = {fit.key: fitted(fit.key) for fit in method.fits(student, teacher)}
+        adapters = functools.partial(method.adapters, student, teacher, facts, learned)
+        bound.append(Bound(method, taps, adapters, stages[number][0].weights if number else None))
+    return tuple(stages[0]) if stages else (Stage("train"),), tuple(bound)
 
 
 def data_of(workspace: Workspace, cache: Cache, folder: str | None, progress: Progress) -> Dataset:

@@ -63,7 +63,8 @@ class TeachConfig:
     (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there keep their statistics ("eval") or follow the data
     ("train"). head_learning_rate: of the classifier, where it has one of its own. student, views: defaults that
     kdtool.toml gives distill and extract. keep_weights: those of every so many epochs stay in the run's folder.
-    sync_bn: BatchNorms take the statistics of all ranks.
+    selected: the teacher is as in the epoch that was best on the validation part, not as in the last one. sync_bn:
+    BatchNorms take the statistics of all ranks.
     """
 
     data: str
@@ -89,6 +90,7 @@ class TeachConfig:
     batchnorm: str = "eval"
     head_learning_rate: float | None = None
     keep_weights: int | None = None
+    selected: bool | None = None
     sync_bn: bool | None = None
 
     def __post_init__(self) -> None:
@@ -104,8 +106,11 @@ class TeachConfig:
             raise UsageError(f"--head-lr is above 0 and finite, not {self.head_learning_rate}")
         if self.as_is and not self.initial:
             raise UsageError("--as-is takes the weights of --from as they are, and --from names none")
-        if self.as_is and (self.freeze or self.head_learning_rate or self.keep_weights or self.sync_bn):
-            raise UsageError("--as-is trains nothing: --freeze, --head-lr, --keep-weights and --sync-bn do not apply")
+        training = (self.freeze, self.head_learning_rate, self.keep_weights, self.selected, self.sync_bn)
+        if self.as_is and any(training):
+            raise UsageError(
+                "--as-is trains nothing: --freeze, --head-lr, --keep-weights, --selected and --sync-bn do not apply"
+            )
 
 
 def plain_config(command: str, config: Any) -> dict[str, Any]:
@@ -139,6 +144,10 @@ def read_lesson(config: TeachConfig, progress: Progress) -> Lesson:
     check_views(rule, config.views)
     labels = found.train.labels
     split = make_split(labels, found.classes, config.validation, config.few_shot, config.seed, found.validation)
+    if config.selected and not len(split.validation):
+        raise UsageError(
+            "--selected takes the epoch that is best on images held out of the training, and none are: --validation N"
+        )
     rows = split.train[labels[split.train] != NO_LABEL]
     check_schedule((Stage("teach"),), (), config.recipe, len(rows))
     found = replace(found, mean=config.mean or found.mean, std=config.std or found.std)
@@ -247,13 +256,15 @@ def _finish(
 
     model: the network as `create` gives it, which the job trained or of which it trained a copy.
     """
+    found = summary("teach", "teacher", config.network, config.recipe, config.seed, running)
+    if config.selected:
+        job.student.load_state_dict(checkpoint.selected("student", running.best))
+    accuracy = found["test_accuracy"]["selected" if config.selected else "last"]
     model.cpu().load_state_dict(job.student.state_dict())
-    record = write_teacher(
-        workspace.teacher, model, lesson.split, about(config, lesson, model, running.rows[-1]["test_accuracy"])
-    )
+    record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model, accuracy))
     workspace.write(defaults(workspace, config, record))
     result = {
-        **summary("teach", "teacher", config.network, config.recipe, config.seed, running),
+        **found,
         **({"epochs": 0} if config.as_is else {}),
         "from": begun_from.record if begun_from else None,
         "taps": dict(config.taps),

@@ -15,13 +15,14 @@ Left out: the paper's annealing of the weight of the softened logits, and its ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtool.methods.initialisation import LEARNING_RATE, check_init, init_stage
+from kdtool.errors import unknown
+from kdtool.methods.initialisation import LEARNING_RATE, adam_phases, check_init, init_stage
 from kdtool.methods.maps import MapPair, Paired, PairwiseMethod, second_stage, whole_map
 from kdtool.methods.precision import at_least_float32
 from kdtool.methods.protocol import need
@@ -47,14 +48,18 @@ def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return functional.mse_loss(student_map, teacher_map.detach())
 
 
+FIRST_STAGE = ("init_epochs", "init_learning_rate", "init_recipe", "init_batch")  # options of it alone
+
+
 @dataclass(frozen=True)
 class FitNet(PairwiseMethod):
     """Hints.
 
     weight: of the hint loss beside the task. layers: pairs of taps, STUDENT:TEACHER, whose losses are summed; none for
     stage2. plain: the regressor without BatchNorm and ReLU. two_stage: a stage "hint" on the hint loss alone, then
-    "distill" without it; `--with kd` then gives the paper's second stage. init_epochs (none: 30 of 240) and
-    init_learning_rate belong to that first stage.
+    "distill" without it; `--with kd` then gives the paper's second stage. init_epochs, init_learning_rate, init_recipe
+    and init_batch belong to that first stage: SGD at a constant rate for 30 of 240 epochs, or with init_recipe=srm as
+    in SRM's comparison, Adam in three phases for 160 of 200 epochs with batches four times the run's.
     """
 
     name: ClassVar[str] = "fitnet"
@@ -65,11 +70,22 @@ class FitNet(PairwiseMethod):
     two_stage: bool = False
     init_epochs: int | None = None
     init_learning_rate: float = LEARNING_RATE
+    init_recipe: str | None = None
+    init_batch: int | None = None
 
     def __post_init__(self) -> None:
         check_init(self.name, self.init_epochs, self.init_learning_rate)
-        idle = self.init_epochs is None and self.init_learning_rate == LEARNING_RATE
-        need(self.two_stage or idle, "options fitnet.init_epochs and fitnet.init_learning_rate need two_stage=true")
+        given = [f"fitnet.{name}" for name in FIRST_STAGE if getattr(self, name) != getattr(type(self), name)]
+        need(self.two_stage or not given, f"{' and '.join(given)} needs fitnet.two_stage=true")
+        if self.init_recipe not in (None, "srm"):
+            raise unknown("fitnet.init_recipe", self.init_recipe, ("srm",))
+        adam = self.init_recipe == "srm"
+        need(adam or self.init_batch is None, "option fitnet.init_batch needs fitnet.init_recipe=srm")
+        need(self.init_batch is None or self.init_batch >= 1, "option fitnet.init_batch is at least 1")
+        need(
+            not adam or self.init_learning_rate == LEARNING_RATE,
+            "option fitnet.init_learning_rate is of a constant rate, and fitnet.init_recipe=srm has phases of its own",
+        )
         need(
             not self.two_stage or self.weight == type(self).weight,
             "option fitnet.weight weighs hints against the task, which two_stage=true keeps apart; leave it out, or "
@@ -106,6 +122,10 @@ class FitNet(PairwiseMethod):
             return super().stages(student, teacher, facts)
         taps = self.student_taps(student, teacher)
         hint = init_stage("hint", "fitnet", 1.0, taps, facts, self.init_epochs, self.init_learning_rate)
+        if self.init_recipe == "srm":
+            epochs = self.init_epochs or max(1, round(facts.epochs * 160 / 200))
+            batch = self.init_batch or min(4 * facts.batch, facts.samples)
+            hint = replace(hint, epochs=epochs, recipe=adam_phases(batch))
         return hint, Stage(weights={})
 
     def loss(self, student_map: Tensor, stored: Arrays, pair: MapPair, adapters: Paired) -> Tensor:

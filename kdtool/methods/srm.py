@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from kdtool.methods.dictionaries import (
     similarity,
     sparse_code,
 )
+from kdtool.methods.initialisation import adam_phases
 from kdtool.methods.kd import kd_loss
 from kdtool.methods.maps import MapPair, Paired, map_pairs, stage_taps
 from kdtool.methods.precision import at_least_float32
@@ -227,7 +228,7 @@ class SRM(Method):
         pretrain = Stage(
             name="pretrain",
             epochs=self.pretraining_epochs or max(1, round(facts.epochs * 160 / 200)),
-            recipe=_pretraining(self.pretraining_batch or min(3 * facts.batch, facts.samples)),
+            recipe=adam_phases(self.pretraining_batch or min(3 * facts.batch, facts.samples)),
             trains=tuple(taps),
             weights={f"srm_{kind}": Weight(1.0) for kind in self._kinds()},
             task=0.0,
@@ -282,17 +283,3 @@ def _both_sizes(student: Shapes, teacher: Shapes) -> str:
 
 def _size(shape: tuple[int, ...]) -> str:
     return "x".join(str(side) for side in shape[1:])
-
-
-def _pretraining(batch: int) -> dict[str, Any]:
-    return {
-        "optimizer": "adam",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "schedule": "step",
-        "milestones": (30 / 160, 130 / 160),
-        "gamma": 0.1,
-        "resets": True,
-        "warmup": 0.0,
-        "batch": batch,
-    }

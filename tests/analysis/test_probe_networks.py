@@ -121,6 +121,13 @@ def test_images_come_in_the_size_and_crop_of_the_run(workspace: Workspace) -> No
     assert as_teaching(asked(workspace, image_size=24, crop="resized"), source.seen).image_size == 24
 
 
+def test_images_of_the_same_data_are_normalised_as_they_were_in_the_training(workspace: Workspace) -> None:
+    seen = replace(probed(asked(workspace)).seen, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    same = as_teaching(asked(workspace, data="made_up"), seen)
+    assert (same.mean, same.std) == (seen.mean, seen.std)
+    assert (as_teaching(asked(workspace), seen).mean, as_teaching(asked(workspace), seen).std) == (None, None)
+
+
 def test_the_protocols_are_those_of_the_papers() -> None:
     icd, crd, srm = (recipe(f"probe-{name}") for name in ("icd", "crd", "srm"))
     assert {learning_rate(icd, step, 10) for step in range(0, 1000, 7)} == {0.05}

@@ -166,6 +166,7 @@ def test_the_parameters_and_bytes_of_the_usual_pairs(student, teacher, count, ma
         FitNet(layers=("stage2:stage3", "stem")),
         FitNet(two_stage=True),
         FitNet(two_stage=True, init_epochs=2, init_learning_rate=0.01, plain=True),
+        FitNet(two_stage=True, init_recipe="srm", init_batch=16, plain=True),
     ],
     ids=str,
 )
@@ -243,14 +244,34 @@ def test_two_stages_on_demand(epochs: int, wanted: int, make_facts) -> None:
     assert (hint.epochs, hint.recipe["learning_rate"]) == (7, 0.01)
 
 
+@pytest.mark.parametrize(("batch", "wanted"), [("none", 512), ("384", 384)])
+def test_the_first_stage_as_in_srms_comparison(batch: str, wanted: int, make_facts) -> None:
+    facts = make_facts([0] * 1000, 2, epochs=200, batch=128)
+    method = FitNet(two_stage=True).with_options({"init_recipe": "srm", "init_batch": batch})
+    hint, last = method.stages(PAIRS[0].student, PAIRS[0].teacher, facts)
+    assert (hint.name, hint.epochs, hint.recipe["batch"], hint.recipe["optimizer"]) == ("hint", 160, wanted, "adam")
+    assert (hint.weights, hint.trains, hint.task, hint.discard) == ({"fitnet": Weight(1.0)}, ("stage2",), 0.0, True)
+    assert (hint.recipe["learning_rate"], hint.recipe["weight_decay"], hint.recipe["resets"]) == (1e-3, 1e-4, True)
+    assert hint.recipe["milestones"] == (30 / 160, 130 / 160)
+    assert last == Stage(weights={}, task=1.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"layers": ("stage4",)}, "unknown layer of the student 'stage4'"),
         ({"layers": ("before_fc",)}, "fitnet works on maps"),
         ({"layers": ("stage3:stage1",)}, "stage3 of the student is 2x2, stage1 of the teacher 8x8"),
-        ({"init_epochs": 3}, "need two_stage=true"),
-        ({"init_learning_rate": 0.01}, "need two_stage=true"),
+        ({"init_epochs": 3}, "fitnet.init_epochs needs fitnet.two_stage=true"),
+        ({"init_learning_rate": 0.01}, "fitnet.init_learning_rate needs fitnet.two_stage=true"),
+        ({"init_recipe": "srm", "init_batch": 2}, "fitnet.init_recipe and fitnet.init_batch needs"),
+        ({"two_stage": True, "init_recipe": "adam"}, "unknown fitnet.init_recipe 'adam'"),
+        ({"two_stage": True, "init_batch": 8}, "fitnet.init_batch needs fitnet.init_recipe=srm"),
+        ({"two_stage": True, "init_recipe": "srm", "init_batch": 0}, "fitnet.init_batch is at least 1"),
+        (
+            {"two_stage": True, "init_recipe": "srm", "init_learning_rate": 0.1},
+            "fitnet.init_learning_rate is of a constant rate",
+        ),
         ({"two_stage": True, "weight": 2.0}, "fitnet.weight weighs hints against the task"),
         ({"two_stage": True, "init_epochs": 0}, "fitnet.init_epochs is at least 1, not 0"),
         ({"two_stage": True, "init_learning_rate": 0.0}, "fitnet.init_learning_rate is above 0"),

@@ -125,11 +125,7 @@ def make_job(workspace: Workspace, config: DistillConfig) -> Job:
         student = create("resnet8", cache.layout.classes)
     shapes = tap_shapes(student, (3, 16, 16))
     needs = stage.needs_of(config.methods, shapes, cache.layout.tap_shapes, facts)
-    bound = tuple(
-        stage.bind(item, taps, shapes, cache, facts, added=number > 0)
-        for number, (item, taps) in enumerate(zip(config.methods, needs.taps, strict=True))
-    )
-    stages = config.methods[0].stages(shapes, cache.layout.tap_shapes, facts)
+    stages, bound = stage.staged(config.methods, needs, shapes, cache.layout.tap_shapes, facts, cache.fitted)
     dataset = stage.data_of(workspace, cache, None, Silent())
     return stage.make_job(cache, dataset, student, stages, bound, needs, config, 2, CPU, "float32")
 

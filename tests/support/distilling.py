@@ -26,10 +26,6 @@ def make_job(workspace: Workspace, methods: Sequence[Method], plan: Recipe, devi
         student = create("resnet8", cache.layout.classes)
     shapes = tap_shapes(student, tuple(cache.identity["data"]["image_shape"]))
     needs = stage.needs_of(methods, shapes, cache.layout.tap_shapes, facts)
-    bound = tuple(
-        stage.bind(item, taps, shapes, cache, facts, added=number > 0)
-        for number, (item, taps) in enumerate(zip(methods, needs.taps, strict=True))
-    )
+    stages, bound = stage.staged(methods, needs, shapes, cache.layout.tap_shapes, facts, cache.fitted)
     data = stage.data_of(workspace, cache, None, Silent())
-    stages = methods[0].stages(shapes, cache.layout.tap_shapes, facts)
     return stage.make_job(cache, data, student, stages, bound, needs, config, 3, device, "float32")

@@ -13,16 +13,16 @@ import pytest
 from kdtool import data
 from kdtool.analysis.probe import probe_config
 from kdtool.engine.configuration import Values, distill_config, extract_config, teach_config
-from kdtool.engine.distill import DistillConfig, needs_of
-from kdtool.engine.job import Bound, check_schedule
+from kdtool.engine.distill import DistillConfig, needs_of, staged
+from kdtool.engine.job import check_schedule
 from kdtool.errors import UsageError
 from kdtool.models import check_name, create, image_width, tap_shapes
 from kdtool.targets import Facts, Shapes
 from kdtool.workflows.reproduce import recipe as recipes
+from kdtool.workflows.reproduce.ahead import check, teaching
 from kdtool.workflows.reproduce.printed import Printed, printed
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.tasks import Task, basis_of, with_options
-from kdtool.workflows.reproduce.work import check, teaching
 
 TORCHVISION = importlib.util.find_spec("torchvision") is not None
 NAMES = recipes.names()
@@ -179,14 +179,8 @@ def test_every_method_takes_its_pair_of_networks(pair: Pair) -> None:
         facts = Facts(len(labels), classes, labels, config.recipe.batch, config.recipe.epochs, config.seed)
         ours = shapes(config.student, tuple(config.taps.items()), classes, width)
         needs = needs_of(config.methods, ours, theirs, facts)
-        stages = [method.stages(ours, theirs, facts) for method in config.methods]
-        if not stages:
-            continue
-        bound = tuple(
-            Bound(method, taps, dict, own[0].weights if number else None)  # type: ignore[arg-type]
-            for number, (method, taps, own) in enumerate(zip(config.methods, needs.taps, stages, strict=True))
-        )
-        check_schedule(stages[0], bound, config.recipe, 50_000)
+        stages, bound = staged(config.methods, needs, ours, theirs, facts, lambda _: {})
+        check_schedule(stages, bound, config.recipe, 50_000)
 
 
 def test_probed_stages_are_stages_that_another_one_follows() -> None:

@@ -16,7 +16,7 @@ from kdtool.data import DATASETS
 from kdtool.engine.folder import Workspace
 from kdtool.errors import DamageError, HeldError, IdentityError, Stopped, UsageError
 from kdtool.progress import Silent, StopRequest
-from kdtool.workflows.reproduce import tables, work
+from kdtool.workflows.reproduce import ahead, tables, work
 from kdtool.workflows.reproduce.plans import plan
 from kdtool.workflows.reproduce.recipe import Recipe, load
 from kdtool.workflows.reproduce.rows import Results, Row, copy_teacher
@@ -69,6 +69,15 @@ distill = { method = "teacher" }
 column = "ONE"
 skip = "ONE trains without a fixed teacher"
 """
+FEW = (
+    RECIPE.replace("{", "{{").replace("}", "}}")
+    + """
+[[method]]
+column = "more"
+only = {{ row = ["few"] }}
+{}
+"""
+)
 Made = Callable[..., Work]
 Typed = Callable[[str], tuple[int, str, str]]
 
@@ -317,7 +326,7 @@ def test_a_student_and_an_early_checkpoint_become_teachers(tmp_path: Path, made:
         "after": (1, True),
     }
     assert sum(one.left for one in plan(made(), [(recipe, recipe.cells, 1)])) == 0
-    assert json.loads(student.read_text())["seed"] == work.NEXT  # no cell's student begins where this one did
+    assert json.loads(student.read_text())["seed"] == ahead.NEXT  # no cell's student begins where this one did
 
 
 @pytest.mark.parametrize(
@@ -527,6 +536,13 @@ def test_a_cache_of_other_images_is_refused(whole: tuple[Path, Recipe], tmp_path
         (RECIPE.replace('analyze = ["gram-gap"]', 'analyze = ["gap"]'), "unknown analysis in recipe mine 'gap'"),
         (RECIPE.replace("few_shot = 16", "few = 16"), "'few'"),
         (RECIPE.replace('method = "kd" }', 'method = "kd" }\nprobe = { epochs = 1 }'), "--data is missing"),
+        (RECIPE.replace('method = "kd" }', 'method = "kda", layer = ["stage9"] }'), "'stage9'"),
+        (RECIPE.replace('method = "kd" }', 'method = "fitnet", set = { "fitnet.weight" = -1 } }'), "is at least 0"),
+        (FEW.format('distill = { method = "at", taps = { x = "nothing" } }'), "'nothing'"),
+        (
+            FEW.format('distill = { method = "kda", layer = ["before_fc"], epochs = 1 }'),
+            "group tiny-few, resnet8-kda-before_fc-seed0: the term kda_before_fc becomes active in epoch 2",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_of_before_anything_is_trained(
@@ -694,8 +710,9 @@ def test_teachers_that_begin_from_weights_need_their_folder(tmp_path: Path, made
     recipe = written(tmp_path, text)
     with pytest.raises(UsageError, match="name the folder of that file with --weights"):
         made().run(recipe, recipe.cells[:1], 1)
-    with pytest.raises(UsageError, match=r"w\.safetensors"):
+    with pytest.raises(UsageError, match=r"begins from w\.safetensors, and there is no /"):
         replace(made("second"), weights=tmp_path).run(recipe, recipe.cells[:1], 1)
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_copied_teacher_can_be_probed(tmp_path: Path, made: Made) -> None:

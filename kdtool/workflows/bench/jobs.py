@@ -62,9 +62,7 @@ def make_job(made: Workspace, student: str, methods: tuple[Method, ...], device:
         network = create(student, CLASSES)
     both = (tap_shapes(network, (3, 32, 32)), cache.layout.tap_shapes)
     needs = distill.needs_of(methods, *both, facts)
-    pairs = zip(methods, needs.taps, strict=True)
-    bound = tuple(distill.bind(item, taps, both[0], cache, facts, added=False) for item, taps in pairs)
-    stages = methods[0].stages(*both, facts) if methods else (Stage("train"),)
+    stages, bound = distill.staged(methods, needs, *both, facts, cache.fitted)
     found = distill.data_of(made, cache, None, Silent())
     return distill.make_job(cache, found, network, stages, bound, needs, config, 2, device, precision)
 

@@ -6,11 +6,9 @@ hours: what fits learn, methods' own arithmetic, analyses and evaluation.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -19,15 +17,13 @@ from kdtool.cache import open_cache
 from kdtool.cache.journal import holds_cache
 from kdtool.engine import sizes
 from kdtool.engine.device import autocast, choose_device, choose_precision, placed, synchronize
-from kdtool.engine.folder import Workspace
-from kdtool.engine.job import seeded, teacher_seed
-from kdtool.engine.teach import TeachConfig, about, defaults, read_lesson
-from kdtool.engine.workspace import write_teacher
+from kdtool.engine.job import seeded
 from kdtool.models import create
+from kdtool.workflows.reproduce.ahead import after, check
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import Row
 from kdtool.workflows.reproduce.tasks import Task, basis_of, counted
-from kdtool.workflows.reproduce.work import Work, after, check, done, merged
+from kdtool.workflows.reproduce.work import Work, done
 
 BATCH, ROUNDS = 64, 3  # of the timed steps
 HOUR = 3600.0
@@ -93,15 +89,13 @@ def _plan(work: Work, asked: Asked) -> Plan:
     todo = [task for task in tasks.values() if task.config and not done(task, asked.rows)]
     cached = [task for task in todo if task.config and task.config.methods and not task.live]
     lesson = work.lesson(recipe, group)
-    with tempfile.TemporaryDirectory() as folder:
-        workspace, teach_epochs = work.workspace(group.name), 0
-        if not workspace.teacher.exists():
-            kept = work.results.kept_teacher(group.name, recipe.basis(group.name))
-            teach_epochs = lesson.recipe.epochs if group.teach and not kept else 0
-            workspace = untrained(lesson, Path(folder), work)
-        job = merged(workspace, work.extracting(group), list(tasks.values()), work.progress)
-        known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
-        stored = sizes.rows(job, known, sizes.fit_results(job, known)) if tasks else []
+    workspace, teach_epochs = work.workspace(group.name), 0
+    if not workspace.teacher.exists():
+        kept = work.results.kept_teacher(group.name, recipe.basis(group.name))
+        teach_epochs = lesson.recipe.epochs if group.teach and not kept else 0
+    job = work.foreseen(recipe, group, list(tasks.values()))
+    known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
+    stored = sizes.rows(job, known, sizes.fit_results(job, known)) if tasks else []
     size, unwritten = (sum(row[name] for row in stored) for name in ("bytes", "bytes_to_write"))
     images = job.layout.samples["train"] / HOUR
     clock = Clock(choose_device(work.device), job.layout.classes, tuple(job.identity["data"]["image_shape"]))
@@ -124,17 +118,6 @@ def _plan(work: Work, asked: Asked) -> Plan:
 def epochs(todo: Sequence[Task]) -> int:
     """The epochs of several tasks."""
     return sum(task.config.recipe.epochs for task in todo if task.config)
-
-
-def untrained(lesson: TeachConfig, folder: Path, work: Work) -> Workspace:
-    """A working folder with the teacher's network as nobody has trained it: what is stored of it takes as much."""
-    found = read_lesson(lesson, work.progress)
-    with seeded(teacher_seed(lesson.seed)):
-        model = create(lesson.network, found.data.classes, lesson.taps)
-    workspace = Workspace(folder)
-    record = write_teacher(workspace.teacher, model, found.split, about(lesson, found, model, 0.0))
-    workspace.write(defaults(workspace, lesson, record))
-    return Workspace.open(folder)
 
 
 @dataclass

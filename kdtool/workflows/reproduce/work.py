@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kdtool import files
-from kdtool.analysis import analyses
 from kdtool.analysis.kept import read_results
-from kdtool.analysis.landmarks import Plan
 from kdtool.analysis.pairs import Asked
 from kdtool.analysis.probe import probe, probe_config
 from kdtool.cache.journal import holds_cache
@@ -27,41 +25,21 @@ from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
 from kdtool.engine.keeping import kept
-from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.engine.prepare import ExtractConfig
 from kdtool.engine.sizes import bytes_to_write
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import TeacherRecord, open_teacher_cache, read_record, record_path
-from kdtool.errors import HeldError, IdentityError, UsageError, unknown
-from kdtool.models import check_name
+from kdtool.errors import HeldError, IdentityError, UsageError
 from kdtool.progress import Progress, StopRequest
-from kdtool.targets import by_key
 from kdtool.workflows.plan import refuse_other
+from kdtool.workflows.reproduce.ahead import after, check, foreseen, merged, teaching
+from kdtool.workflows.reproduce.measures import ANALYSES
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import ORIGIN, Results, Row, copy_teacher
-from kdtool.workflows.reproduce.tasks import Task, basis_of, no_validation, searched, share_of, tasks, wanted
+from kdtool.workflows.reproduce.tasks import Task, counted, no_validation, searched, share_of, wanted
 
 T = TypeVar("T")
-NEXT = 10_000  # seed of a student that becomes a teacher: no cell has it, whose student would begin where this one did
 PAUSE = 2.0  # seconds between two looks at what another process holds
-SHARED = (
-    *("data", "data_folder", "validation", "few_shot", "image_size", "crop", "pad", "mean", "std", "seed"),
-    *("student", "views"),
-)  # keys of [teach] that hold for whoever takes over a teacher or its student
-
-# name -> an analysis of one student with its defaults
-ANALYSES: dict[str, Callable[[Workspace, Asked, Progress], object]] = {
-    "gram-gap": lambda workspace, asked, progress: analyses.gram_gap(workspace, asked, analyses.GapPlan(), progress),
-    "landmarks": lambda workspace, asked, progress: analyses.landmarks(workspace, asked, Plan(), progress),
-    "correlation": lambda workspace, asked, progress: analyses.correlation(
-        workspace,
-        replace(asked, part="test"),
-        None,
-        progress,  # as ICD's figure
-    ),
-    "spectrum": lambda workspace, asked, progress: analyses.spectrum(workspace, asked, Plan(), 1, progress),
-    "bounds": lambda workspace, asked, progress: analyses.bounds(workspace, asked, Plan(), None, progress),
-    "similarity": lambda workspace, asked, progress: analyses.similarity(workspace, asked, 4.0, 0, progress),
-}
 
 
 @dataclass(frozen=True)
@@ -83,13 +61,47 @@ class Work:
     def run(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> int:
         """Runs what has no row yet; gives the number of cells that wait for the search of another share."""
         check(recipe)
+        groups = {
+            group: [cell for cell in cells if cell.group == group and not cell.skip]
+            for group in dict.fromkeys(cell.group for cell in cells if not cell.skip)
+        }
         with self.results.writing():
-            for group in dict.fromkeys(cell.group for cell in cells if not cell.skip):
-                chosen = [cell for cell in cells if cell.group == group and not cell.skip]
+            self._foresee(recipe, groups, seeds)
+            for group, chosen in groups.items():
                 for _ in ("searches", "cells"):
                     if todo := self._todo(recipe, chosen, seeds):
                         self._run_all(recipe, group, todo)
         return sum(1 for cell in cells if _searching(recipe, cell, self.rows(recipe, cell.group)))
+
+    def _foresee(self, recipe: Recipe, groups: Mapping[str, Sequence[Cell]], seeds: int) -> None:
+        """Refuses what could not be run to its end, of all groups before the first one's training."""
+        asked: dict[str, list[Task]] = {}
+        for name, cells in groups.items():
+            rows = self.rows(recipe, name)
+            todo = [task for task in counted(recipe, cells, seeds, rows)[0].values() if not done(task, rows)]
+            for group in recipe.chain(name) if todo else ():
+                asked.setdefault(group.name, [])
+                if group.after and not self.workspace(group.name).teacher.exists():
+                    asked[group.before].append(after(recipe, group))
+            if todo:
+                asked[name] += todo
+        for name, tasks in asked.items():
+            group = recipe.groups[name]
+            if group.teach and not self._made(group) and not self.results.kept_teacher(name, recipe.basis(name)):
+                self._first_weights(recipe, group)
+            job = self.foreseen(recipe, group, tasks)
+            searching = [cell for cell in groups.get(name, ()) if cell.search]
+            if searching and "validation" not in job.layout.samples:
+                raise no_validation(searching[0])
+
+    def foreseen(self, recipe: Recipe, group: Group, todo: Sequence[Task]) -> Extraction:
+        """The extract of what a group's tasks need; UsageError for what could not be run. See `ahead.foreseen`."""
+        workspace = self.workspace(group.name) if self._made(group) else None
+        return foreseen(workspace, self.lesson(recipe, group), self.extracting(group), todo, self.progress)
+
+    def _made(self, group: Group) -> bool:
+        """Whether the teacher of a group is here, and whole."""
+        return (self.folder / group.name / ORIGIN).exists() and self.workspace(group.name).teacher.exists()
 
     def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
         """This share's tasks that have no row, each once."""
@@ -108,7 +120,6 @@ class Work:
 
     def _run_all(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
         self.patiently(lambda: self.prepare(recipe, group, todo))
-        self._check_searches(recipe, group)
         rows = self.rows(recipe, group)  # now that the teacher is known
         todo = [task for task in todo if not done(task, rows)]
         for number, task in enumerate(todo):
@@ -116,13 +127,6 @@ class Work:
             if self.stop.requested():
                 raise self.stop.stopped(f"before {task.name}")
             self.results.add(self.patiently(functools.partial(self.row, task)))
-
-    def _check_searches(self, recipe: Recipe, group: str) -> None:
-        """Refuses searches without a validation part before their first training."""
-        searching = [cell for cell in recipe.cells if cell.group == group and cell.search and not cell.skip]
-        place = self.workspace(group).cache
-        if searching and holds_cache(place) and "validation" not in open_teacher_cache(place).layout.samples:
-            raise no_validation(searching[0])
 
     def prepare(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
         """Makes teacher and cache of a group, as far as its tasks need them."""
@@ -237,9 +241,14 @@ class Work:
             task = after(recipe, group)
             return str(self.workspace(task.group).runs / task.name / "student.safetensors")
         named = (group.teach or {}).get("initial")
-        if named and self.weights is None:
+        if not named:
+            return None
+        if self.weights is None:
             raise UsageError(f"group {group.name} begins from {named}; name the folder of that file with --weights")
-        return str((self.weights / named).absolute()) if named and self.weights else None
+        path = (self.weights / named).absolute()
+        if not path.exists():
+            raise UsageError(f"group {group.name} begins from {named}, and there is no {path}")
+        return str(path)
 
     def _early(self, group: Group) -> Path:
         """The weights that a group's teacher had after so many epochs of its training."""
@@ -284,27 +293,10 @@ class Work:
                 time.sleep(PAUSE)
 
 
-def teaching(recipe: Recipe, group: Group) -> dict[str, Any]:
-    """The [teach] of a group; of one that takes weights as they are, on the images of the group they come from."""
-    if group.teach is not None:
-        return dict(group.teach)
-    source = teaching(recipe, recipe.groups[group.before])
-    own = {"network": source.get("network", "resnet34"), "taps": source.get("taps", {})}
-    if group.after and (config := after(recipe, group).config):
-        own = {"network": config.student, "taps": dict(config.taps)}
-    return {**{key: source[key] for key in SHARED if key in source}, **own}
-
-
-def after(recipe: Recipe, group: Group) -> Task:
-    """The student that becomes the teacher of a group."""
-    assert group.after is not None
-    return Task(group.before, basis_of(recipe, group.before), group.after["distill"], {}, (), NEXT)
-
-
 def of_teacher(record: TeacherRecord) -> dict[str, Any]:
     """What the row of a teacher says in place of what it says of a student."""
     return {
-        "test_accuracy": dict.fromkeys(("last", "best"), record.test_accuracy),
+        "test_accuracy": dict.fromkeys(("last", "best", "selected"), record.test_accuracy),
         "validation_accuracy": None,
         "seconds": {},
         "cache": None,
@@ -317,68 +309,9 @@ def same_file(one: Path, other: Path) -> bool:
     return one.read_bytes() == other.read_bytes()
 
 
-def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], progress: Progress) -> Extraction:
-    """One extract of what all tasks need, of all of their students; of those beside a living teacher only the fits."""
-    asked: dict[tuple[str, bool], ExtractConfig] = {}
-    for task in todo:
-        config = task.config
-        if config is not None and config.methods:
-            name = (files.canonical([config.student, dict(config.taps)]), task.live)
-            known = asked.get(name, replace(base, students=(config.student,), taps=config.taps))
-            asked[name] = replace(known, methods=tuple(dict.fromkeys((*known.methods, *config.methods))))
-    jobs = {name: prepare(workspace, config, progress) for name, config in asked.items()}
-    stored = [job for (_, live), job in jobs.items() if not live]
-    stored = stored or [prepare(workspace, replace(base, without=("srm",)), progress)]
-    together = [*stored, *jobs.values()]
-    needed = [target.fit for job in together for target in job.targets if target.fit is not None]
-    return replace(
-        stored[0],
-        targets=tuple(by_key([target for job in stored for target in job.targets]).values()),
-        fits=tuple({fit.key: fit for fit in [*(fit for job in together for fit in job.fits), *needed]}.values()),
-        validated=tuple(dict.fromkeys(key for job in stored for key in job.validated)),
-    )
-
-
 def done(task: Task, rows: Sequence[Row]) -> bool:
     """Whether a task has a row with all of its analyses."""
     return any(row["key"] == task.key and set(task.analyze) <= set(row["analyses"]) for row in rows)
-
-
-def check(recipe: Recipe) -> None:
-    """Refuses everything that can be told to be wrong before the first network is trained."""
-    for name in recipe.analyze:
-        if name not in ANALYSES:
-            raise unknown(f"analysis in recipe {recipe.name}", name, ANALYSES)
-    for group in recipe.groups.values():
-        found = teach_config(Values("teach", teaching(recipe, group), f"[teach] of group {group.name}"))
-        extract_config(Values("extract", group.extract, f"[extract] of group {group.name}"), "")
-        if group.early:
-            check_early(recipe, group)
-        asked = [after(recipe, group)] if group.after else []
-        names = {found.network, *(task.config.student for task in asked if task.config)}
-        for name in names:
-            check_name(name)
-    for cell in recipe.cells:
-        search = searched(recipe, cell, []) if not cell.skip else None
-        for task in [*tasks(recipe, cell, 1, []), *(search.tried if search else ())]:
-            if task.config:
-                check_name(task.config.student)
-            if task.probe:
-                probe_config(Values("probe", task.probe, f"[probe] of group {task.group}"), Path())
-
-
-def check_early(recipe: Recipe, group: Group) -> None:
-    """Refuses an early teacher whose weights the training of the other one would not keep."""
-    assert group.early is not None
-    epoch, before = group.early["epoch"], recipe.groups[group.before]
-    training = teach_config(Values("teach", teaching(recipe, before), f"[teach] of group {before.name}"))
-    every, last = training.keep_weights, training.recipe.epochs
-    if before.teach is None or not every or not 0 <= epoch <= last or (epoch % every and epoch != last):
-        kept = f"every {every} of {last} epochs" if every else "none on the way"
-        raise UsageError(
-            f"group {group.name} takes the teacher of {before.name} after epoch {epoch}, whose training keeps weights "
-            f"of {kept}: keep_weights in its [teach] says so"
-        )
 
 
 def _searching(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> bool:

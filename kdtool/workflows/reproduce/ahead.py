@@ -1,0 +1,155 @@
+"""What a recipe asks for, told before its teachers are there; what cannot be done is refused before hours of training.
+
+Left out: what it would take (plans), and doing it (work).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kdtool import files
+from kdtool.analysis.probe import probe_config
+from kdtool.engine.configuration import Values, extract_config, teach_config
+from kdtool.engine.distill import needs_of, staged
+from kdtool.engine.extraction import Extraction
+from kdtool.engine.folder import Workspace
+from kdtool.engine.job import check_schedule, seeded, teacher_seed
+from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.engine.teach import TeachConfig, about, defaults, read_lesson
+from kdtool.engine.workspace import write_teacher
+from kdtool.errors import UsageError, unknown
+from kdtool.models import check_name, create, tap_shapes
+from kdtool.progress import Progress
+from kdtool.targets import Facts, by_key
+from kdtool.workflows.reproduce.measures import ANALYSES
+from kdtool.workflows.reproduce.recipe import Group, Recipe
+from kdtool.workflows.reproduce.tasks import Task, basis_of, searched, tasks
+
+NEXT = 10_000  # seed of a student that becomes a teacher: no cell has it, whose student would begin where this one did
+SHARED = (
+    *("data", "data_folder", "validation", "few_shot", "image_size", "crop", "pad", "mean", "std", "seed"),
+    *("student", "views"),
+)  # keys of [teach] that hold for whoever takes over a teacher or its student
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses everything that a recipe itself says wrongly."""
+    for name in recipe.analyze:
+        if name not in ANALYSES:
+            raise unknown(f"analysis in recipe {recipe.name}", name, ANALYSES)
+    for group in recipe.groups.values():
+        found = teach_config(Values("teach", teaching(recipe, group), f"[teach] of group {group.name}"))
+        extract_config(Values("extract", group.extract, f"[extract] of group {group.name}"), "")
+        if group.early:
+            check_early(recipe, group)
+        asked = [after(recipe, group)] if group.after else []
+        names = {found.network, *(task.config.student for task in asked if task.config)}
+        for name in names:
+            check_name(name)
+    for cell in recipe.cells:
+        search = searched(recipe, cell, []) if not cell.skip else None
+        for task in [*tasks(recipe, cell, 1, []), *(search.tried if search else ())]:
+            if task.config:
+                check_name(task.config.student)
+            if task.probe:
+                probe_config(Values("probe", task.probe, f"[probe] of group {task.group}"), Path())
+
+
+def check_early(recipe: Recipe, group: Group) -> None:
+    """Refuses an early teacher whose weights the training of the other one would not keep."""
+    assert group.early is not None
+    epoch, before = group.early["epoch"], recipe.groups[group.before]
+    training = teach_config(Values("teach", teaching(recipe, before), f"[teach] of group {before.name}"))
+    every, last = training.keep_weights, training.recipe.epochs
+    if before.teach is None or not every or not 0 <= epoch <= last or (epoch % every and epoch != last):
+        kept = f"every {every} of {last} epochs" if every else "none on the way"
+        raise UsageError(
+            f"group {group.name} takes the teacher of {before.name} after epoch {epoch}, whose training keeps weights "
+            f"of {kept}: keep_weights in its [teach] says so"
+        )
+
+
+def teaching(recipe: Recipe, group: Group) -> dict[str, Any]:
+    """The [teach] of a group; of one that takes weights as they are, on the images of the group they come from."""
+    if group.teach is not None:
+        return dict(group.teach)
+    source = teaching(recipe, recipe.groups[group.before])
+    own = {"network": source.get("network", "resnet34"), "taps": source.get("taps", {})}
+    if group.after and (config := after(recipe, group).config):
+        own = {"network": config.student, "taps": dict(config.taps)}
+    return {**{key: source[key] for key in SHARED if key in source}, **own}
+
+
+def after(recipe: Recipe, group: Group) -> Task:
+    """The student that becomes the teacher of a group."""
+    assert group.after is not None
+    return Task(group.before, basis_of(recipe, group.before), group.after["distill"], {}, (), NEXT)
+
+
+def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], progress: Progress) -> Extraction:
+    """One extract of what all tasks need, of all of their students; of those beside a living teacher only the fits."""
+    asked: dict[tuple[str, bool], ExtractConfig] = {}
+    for task in todo:
+        config = task.config
+        if config is not None and config.methods:
+            name = (files.canonical([config.student, dict(config.taps)]), task.live)
+            known = asked.get(name, replace(base, students=(config.student,), taps=config.taps))
+            asked[name] = replace(known, methods=tuple(dict.fromkeys((*known.methods, *config.methods))))
+    jobs = {name: prepare(workspace, config, progress) for name, config in asked.items()}
+    stored = [job for (_, live), job in jobs.items() if not live]
+    stored = stored or [prepare(workspace, replace(base, without=("srm",)), progress)]
+    together = [*stored, *jobs.values()]
+    needed = [target.fit for job in together for target in job.targets if target.fit is not None]
+    return replace(
+        stored[0],
+        targets=tuple(by_key([target for job in stored for target in job.targets]).values()),
+        fits=tuple({fit.key: fit for fit in [*(fit for job in together for fit in job.fits), *needed]}.values()),
+        validated=tuple(dict.fromkeys(key for job in stored for key in job.validated)),
+    )
+
+
+def foreseen(
+    workspace: Workspace | None, lesson: TeachConfig, base: ExtractConfig, todo: Sequence[Task], progress: Progress
+) -> Extraction:
+    """The extract of what a group's tasks need, of its teacher; for None of one that nobody has trained.
+
+    UsageError for a student that does not fit this teacher or its schedule.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job = merged(workspace or untrained(lesson, Path(folder), progress), base, todo, progress)
+    check_students([task for task in todo if task.config], job)
+    return job
+
+
+def check_students(todo: Iterable[Task], job: Extraction) -> None:
+    """Refuses a task whose training `distill` would refuse for its methods or its schedule."""
+    labels, image_shape = job.labels["train"], tuple(job.identity["data"]["image_shape"])
+    known = {}
+    for task in todo:
+        config = task.config
+        assert config is not None
+        name = (config.student, *sorted(config.taps.items()))
+        if name not in known:
+            known[name] = tap_shapes(create(config.student, job.layout.classes, config.taps), image_shape)
+        facts = Facts(len(labels), job.layout.classes, labels, config.recipe.batch, config.recipe.epochs, config.seed)
+        both = (known[name], job.layout.tap_shapes)
+        try:
+            stages, bound = staged(config.methods, needs_of(config.methods, *both, facts), *both, facts, lambda _: {})
+            check_schedule(stages, bound, config.recipe, len(labels))
+        except UsageError as error:
+            raise UsageError(f"group {task.group}, {config.title}: {error}") from None
+
+
+def untrained(lesson: TeachConfig, folder: Path, progress: Progress) -> Workspace:
+    """A working folder with the teacher's network as nobody has trained it: what is stored of it takes as much."""
+    found = read_lesson(lesson, progress)
+    with seeded(teacher_seed(lesson.seed)):
+        model = create(lesson.network, found.data.classes, lesson.taps)
+    workspace = Workspace(folder)
+    record = write_teacher(workspace.teacher, model, found.split, about(lesson, found, model, 0.0))
+    workspace.write(defaults(workspace, lesson, record))
+    return Workspace.open(folder)
