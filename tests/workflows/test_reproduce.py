@@ -423,6 +423,18 @@ def test_a_table_of_selected_weights_says_where_none_were_selected(whole: tuple[
     found = tables.lines(replace(recipe, report="selected"), Results(folder / "rows"))
     noted = {line.column: tables.remark(line) for line in found}
     assert noted["KD"] == noted["none"] == "after the last epoch: no images are held out for validation"
+
+
+def test_a_mean_over_several_precisions_says_so(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, recipe = whole
+    rows = Results(folder / "rows").rows("tiny")
+    for row in rows:
+        if row["seed"] == 1 and row["config"] and row["config"]["method"] == "kd":
+            row["environment"]["precision"] = "bfloat16"
+        Results(tmp_path).add(row)
+    noted = {line.column: tables.remark(line) for line in tables.lines(recipe, Results(tmp_path)) if line.row == "all"}
+    assert noted["KD"] == "trained in bfloat16 (1) and float32 (1)"
+    assert noted["none"] == noted["teacher"] == ""
     assert noted["teacher"] == ""
 
 

@@ -76,7 +76,7 @@ def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int | None) -
         found = [row for row in own if row["key"] in keys]
         if found and (search is None or search.chosen is not None):
             count += 1
-            yield _line(recipe, cell, teacher, found, search, note=_unselected(recipe, found))
+            yield _line(recipe, cell, teacher, found, search, note=_note(recipe, found))
     if not count:
         yield _line(recipe, cell, "", [], note=NOT_RUN)
 
@@ -109,12 +109,18 @@ def _line(
     )
 
 
-def _unselected(recipe: Recipe, rows: Sequence[Row]) -> str:
-    """What is said where a recipe reports the weights that are best on validation, and there is no such part."""
+def _note(recipe: Recipe, rows: Sequence[Row]) -> str:
+    """What is said where nothing is held out for a recipe that reports what validation selects, and of a mean over
+    seeds that were trained in several precisions.
+    """
     students = [row for row in rows if row["config"]]
-    if recipe.report == "last" or all(row["test_accuracy"].get("selected") is not None for row in students):
-        return ""
-    return "after the last epoch: no images are held out for validation"
+    found = []
+    if recipe.report == "selected" and any(row["test_accuracy"].get("selected") is None for row in students):
+        found.append("after the last epoch: no images are held out for validation")
+    counts = Counter(row["environment"]["precision"] for row in students if row["environment"])
+    if len(counts) > 1:
+        found.append(f"trained in {' and '.join(f'{name} ({count})' for name, count in sorted(counts.items()))}")
+    return "; ".join(found)
 
 
 def analysed(recipe: Recipe, results: Results, analysis: str) -> list[Result]:
