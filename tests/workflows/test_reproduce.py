@@ -638,6 +638,8 @@ def test_a_kept_teacher_does_not_say_where_the_data_lay(whole: tuple[Path, Recip
     copy_teacher(source, tmp_path / "kept", {})
     kept = Workspace.open(tmp_path / "kept").settings
     assert kept == {key: value for key, value in source.settings.items() if key != "data_folder"}
+    copy_teacher(source, tmp_path / "here", {}, "elsewhere")
+    assert Workspace.open(tmp_path / "here").settings == {**kept, "data_folder": "elsewhere"}
 
 
 def test_the_teacher_of_another_recipe_is_not_taken_for_it(whole: tuple[Path, Recipe], tmp_path: Path) -> None:

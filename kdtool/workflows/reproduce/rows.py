@@ -99,8 +99,11 @@ class Results:
         return self.folder / group / digest[:DIGITS]
 
 
-def copy_teacher(source: Workspace, place: Path, origin: dict[str, Any]) -> None:
-    """Copies a teacher's files, and writes last of all what it is made of. Where the data lie here is left out."""
+def copy_teacher(source: Workspace, place: Path, origin: dict[str, Any], data: str | None = None) -> None:
+    """Copies a teacher's files, and writes last of all what it is made of.
+
+    data: where the data lie for who works there, in place of where they lay for the source.
+    """
     with files.explained(place):
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).parent.mkdir(parents=True, exist_ok=True)
@@ -108,5 +111,5 @@ def copy_teacher(source: Workspace, place: Path, origin: dict[str, Any]) -> None
     for name in (*(path.name for path in teacher), RESULT):
         if (source.folder / name).exists():
             files.write(place / name, (source.folder / name).read_bytes())
-    Workspace(place).write({key: value for key, value in source.settings.items() if key != "data_folder"})
+    Workspace(place).write({**source.settings, "data_folder": data})
     files.write_json(place / ORIGIN, origin)

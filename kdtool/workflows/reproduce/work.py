@@ -195,7 +195,7 @@ class Work:
         if held is None or not workspace.teacher.exists():
             if place := self._kept(group, origin):
                 self.progress.note(f"{group.name}: the teacher that was kept in {place}")
-                copy_teacher(Workspace.open(place), workspace.folder, origin)
+                copy_teacher(Workspace.open(place), workspace.folder, origin, self._data)
             elif held is None or group.teacher:
                 self.progress.note(f"{group.name}: teacher")
                 self._make_teacher(recipe, group, origin)
@@ -209,7 +209,7 @@ class Work:
     def _make_teacher(self, recipe: Recipe, group: Group, origin: dict[str, Any]) -> None:
         folder = self.folder / group.name
         if group.teacher:
-            copy_teacher(self.workspace(group.teacher), folder, origin)
+            copy_teacher(self.workspace(group.teacher), folder, origin, self._data)
             return
         if group.after:
             task = after(recipe, group)
