@@ -100,7 +100,7 @@ class Work:
         return foreseen(workspace, self.lesson(recipe, group), self.extracting(group), todo, self.progress)
 
     def _made(self, group: Group) -> bool:
-        """Whether the teacher of a group is here, and whole."""
+        """Whether the teacher of a group is here."""
         return (self.folder / group.name / ORIGIN).exists() and self.workspace(group.name).teacher.exists()
 
     def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
