@@ -240,6 +240,7 @@ BAD = {
     "a table that is not printed": ('paper = "KDA"\ntable = "9"\n' + PAIR + GROUP, "prints no table '9'"),
     "a name that cannot be made": ('row = "{row"\n' + PAIR + GROUP, "row and column hold labels"),
     "no seeds": ("seeds = 0\n" + PAIR + GROUP, "seeds"),
+    "no seeds of a search": ("search_seeds = 0\n" + PAIR + GROUP, "search_seeds is at least 1"),
 }
 
 

@@ -411,6 +411,26 @@ def test_students_that_a_search_will_name_are_planned_too(tmp_path: Path, made: 
     assert "\nNot finished: 5 of 5 runs are" in tables.markdown(recipe, Results(tmp_path / "rows"), lines)
 
 
+def test_a_search_takes_the_mean_over_its_seeds(tmp_path: Path, made: Made) -> None:
+    recipe = written(tmp_path, f"search_seeds = 2\n{SEARCH}")
+    (planned,) = plan(made(), [(recipe, recipe.cells, 3)])
+    assert (planned.tasks, planned.left) == (9, 9)  # four points twice, of which the best has a third seed
+    made().run(recipe, recipe.cells, 3)
+    rows = Results(tmp_path / "rows").rows("held")
+    assert len(rows) == 9
+    found = searched(recipe, recipe.cells[0], rows)
+    assert found is not None
+    of = {(row["config"]["set"]["kd.weight"], row["config"]["set"]["kd.temperature"], row["seed"]): row for row in rows}
+    means = {
+        point: (of[*point, 0]["validation_accuracy"]["last"] + of[*point, 1]["validation_accuracy"]["last"]) / 2
+        for point in ((0.0, 1.0), (0.0, 4.0), (0.9, 1.0), (0.9, 4.0))
+    }
+    assert [score for _, score in found.scores] == list(means.values())
+    best = max(means, key=lambda point: means[point])
+    assert found.chosen == dict(zip(("weight", "temperature"), best, strict=True))
+    assert [key for key in of if key[2] == 2] == [(*best, 2)]
+
+
 def test_a_search_needs_a_validation_part(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = written(tmp_path, SEARCH.replace(", validation = 16", ""))
     monkeypatch.delattr(work, "distill")

@@ -73,7 +73,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A table or figure. seeds: of every cell; report: one of `REPORTS`; analyze: analyses of every student.
+    """A table or figure.
+
+    seeds: of every cell; search_seeds: of every point that a search tries; report: one of `REPORTS`; analyze: analyses
+    of every student.
 
     typed: what `kdtool reproduce` is given for it, which of a file is the file's name.
     """
@@ -84,6 +87,7 @@ class Recipe:
     cells: tuple[Cell, ...]
     groups: Mapping[str, Group]
     seeds: int = 3
+    search_seeds: int = 1
     report: str = "last"
     analyze: tuple[str, ...] = ()
     paper: str = ""
@@ -139,6 +143,7 @@ _RECIPE = {
     "paper": str,
     "table": str,
     "seeds": int,
+    "search_seeds": int,
     "report": str,
     "analyze": list,
     "row": str,
@@ -157,21 +162,11 @@ _CELL = {"group": str, "distill": dict, "probe": dict, "live": bool, "search": d
 
 
 def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
-    _check(found, _RECIPE, source)
-    for key in ("pair", "method"):
-        for part in found.get(key, ()):
-            _check({key: part}, {key: dict}, source)
+    _check_values(found, source)
     groups = {
         title: _group(title, values, f"{source}: group {title}")
         for title, values in {**_packaged("groups"), **found.get("group", {})}.items()
     }
-    if not all(isinstance(name, str) for name in found.get("analyze", ())):
-        raise UsageError(f"{source}: analyze is {found['analyze']!r}; a list of texts is expected")
-    report = found.get("report", "last")
-    if report not in REPORTS:
-        raise unknown(f"report in {source}", report, REPORTS)
-    if found.get("seeds", 1) < 1:
-        raise UsageError(f"{source}: seeds is at least 1, not {found['seeds']}")
     paper, number = found.get("paper", ""), found.get("table", "")
     known = table(paper, number)
     if number and not known:
@@ -190,7 +185,8 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
         cells=cells,
         groups=groups,
         seeds=found.get("seeds", 3),
-        report=report,
+        search_seeds=found.get("search_seeds", 1),
+        report=found.get("report", "last"),
         analyze=tuple(found.get("analyze", ())),
         paper=paper,
         table=number,
@@ -198,6 +194,21 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
     )
     needed = {group.name: group for title in sorted(used) for group in recipe.chain(title)}
     return replace(recipe, groups=needed)
+
+
+def _check_values(found: dict[str, Any], source: str) -> None:
+    """Refuses keys of a recipe that there are not, and values of another kind."""
+    _check(found, _RECIPE, source)
+    for key in ("pair", "method"):
+        for part in found.get(key, ()):
+            _check({key: part}, {key: dict}, source)
+    if not all(isinstance(name, str) for name in found.get("analyze", ())):
+        raise UsageError(f"{source}: analyze is {found['analyze']!r}; a list of texts is expected")
+    if found.get("report", "last") not in REPORTS:
+        raise unknown(f"report in {source}", found["report"], REPORTS)
+    for key in ("seeds", "search_seeds"):
+        if found.get(key, 1) < 1:
+            raise UsageError(f"{source}: {key} is at least 1, not {found[key]}")
 
 
 def _group(name: str, values: dict[str, Any], source: str) -> Group:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,8 +77,8 @@ class Task:
 class Searched:
     """A cell whose options are searched.
 
-    tried: its tasks; chosen: the options that are best, None where rows are missing; scores: options and accuracy in
-    percent on the validation part.
+    tried: its tasks; chosen: the options that are best, None where rows are missing; scores: options and mean accuracy
+    in percent on the validation part.
     """
 
     tried: tuple[Task, ...]
@@ -107,22 +108,28 @@ def basis_of(recipe: Recipe, group: str) -> str:
 def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None:
     """The search of a cell; the choice is the grid's point with the highest validation accuracy, of equals the first.
 
-    The accuracy is that of the weights which the table reports. UsageError for a group that holds no images out for
-    validation.
+    The accuracy is that of the weights which the table reports, a mean over the recipe's `search_seeds`. UsageError for
+    a group that holds no images out for validation.
     """
     if not cell.search:
         return None
     grid = [dict(zip(cell.search, point, strict=True)) for point in itertools.product(*cell.search.values())]
     basis = basis_of(recipe, cell.group)
-    tried = tuple(Task(cell.group, basis, with_options(cell.distill, point), {}, (), 0, cell.live) for point in grid)
+    asked = [
+        [
+            Task(cell.group, basis, with_options(cell.distill, point), {}, (), seed, cell.live)
+            for seed in range(recipe.search_seeds)
+        ]
+        for point in grid
+    ]
+    tried = tuple(task for tasks in asked for task in tasks)
     held = {row["key"]: row for row in rows}
-    there = [held.get(task.key) for task in tried]
-    for row in there:
-        if row and row["validation_accuracy"] is None:
-            raise no_validation(cell)
-    if None in there:
+    found = {task.key: held[task.key]["validation_accuracy"] for task in tried if task.key in held}
+    if None in found.values():
+        raise no_validation(cell)
+    if len(found) < len(tried):
         return Searched(tried, None)
-    scores = [row["validation_accuracy"][recipe.report] for row in there if row]
+    scores = [statistics.fmean(found[task.key][recipe.report] for task in tasks) for tasks in asked]
     return Searched(tried, grid[scores.index(max(scores))], tuple(zip(grid, scores, strict=True)))
 
 
@@ -143,7 +150,8 @@ def counted(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Ro
     """All tasks of several cells, those of their searches among them; and how many more an open search will name."""
     searches = [found for cell in cells if not cell.skip and (found := searched(recipe, cell, rows))]
     tried = {task.key: task for search in searches for task in search.tried}
-    left = sum(search.chosen is None for search in searches) * (seeds - 1)  # the first seed is one of those tried
+    open_ones = sum(search.chosen is None for search in searches)
+    left = open_ones * max(0, seeds - recipe.search_seeds)  # the others are among those tried
     return {**tried, **wanted(recipe, cells, seeds, rows)}, left
 
 
