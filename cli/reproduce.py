@@ -106,10 +106,8 @@ def show(name: Name, json: o.Json = False) -> None:
         "selected": "the epoch that is best on validation, of [recipe] with resets the end of a phase",
     }[recipe.report]
     print_line(f"{recipe.title}\n\n{wrapped(recipe.about)}\n")
-    seeds = f"{recipe.seeds}" + (
-        f", of each point of a search {recipe.search_seeds}" if recipe.search_seeds > 1 else ""
-    )
-    print_line(wrapped(f"seeds: {seeds}; accuracy after {number}"))
+    searching = f" ({recipe.search_seeds} of each point of a search)" if recipe.search_seeds > 1 else ""
+    print_line(wrapped(f"seeds: {recipe.seeds}{searching}; accuracy after {number}"))
     said = {id(cell): words(cell) for cell in recipe.cells}
     students = [said[id(cell)] for cell in recipe.cells if cell.distill and not cell.skip]
     every = [word for word in students[0] if all(word in found for found in students)] if students else []
