@@ -15,6 +15,7 @@ from made_up import PLAN, made_up, run_extract
 
 from kdtool import data, files
 from kdtool.analysis import analyses, spooled
+from kdtool.analysis import correlation as correlating
 from kdtool.analysis.analyses import GapPlan
 from kdtool.analysis.compared import CachedRows, newest_run
 from kdtool.analysis.gram import gram_gap
@@ -33,6 +34,7 @@ from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import method
 from kdtool.models import create
 from kdtool.progress import Silent, StopRequest
+from kdtool.workflows.reproduce.measures import ANALYSES
 
 SILENT = Silent()
 
@@ -180,6 +182,41 @@ def test_every_analysis_keeps_its_results_and_its_plots(workspace: Workspace) ->
     assert counts == {"bounds": 8, "spectrum": 2, "landmarks": 2, "correlation": 2, "similarity": 2, "gram-gap": 4}
     for name in held:
         assert list((run / "analysis").glob(f"{name}*.svg")), name
+
+
+def test_options_of_analyses_act(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, logits = workspace.runs / "kda", Asked((workspace.runs / "kda",), ("after_fc",))
+    cold, warm = (analyses.similarity(workspace, logits, t, 0, SILENT)[0]["predictions"]["kl"] for t in (1.0, 4.0))
+    assert cold != warm
+    before = Asked((run,), ("before_fc",))
+    (gap,) = analyses.gram_gap(workspace, before, GapPlan(Kernel("rbf"), "nystrom", landmarks=7, seed=3), SILENT)
+    assert (gap["nystrom_landmarks"], gap["seed"]) == (7, 3)
+    flat, curved = (
+        analyses.gram_gap(workspace, before, GapPlan(Kernel("polynomial", degree=degree)), SILENT)[0]["loss"]
+        for degree in (1, 3)
+    )
+    assert flat != curved
+    monkeypatch.setattr(correlating, "PUBLISHED_IMAGES", 16)
+    some = analyses.correlation(workspace, logits, None, SILENT)[0]["samples"]
+    whole = analyses.correlation(workspace, logits, 0, SILENT)[0]["samples"]
+    assert (some, whole) == (16, len(open_cache(workspace.cache).labels("train_clean")))
+    one, other = (
+        analyses.spectrum(workspace, before, Plan(("random",), count=5, seed=seed), 2, SILENT) for seed in (0, 1)
+    )
+    assert one != other
+
+
+def test_analyses_of_recipes_are_asked_for_as_the_papers_have_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, tuple[object, ...]] = {}
+    for name in ("correlation", "similarity"):
+        monkeypatch.setattr(analyses, name, lambda *given, name=name: seen.update({name: given}))
+        ANALYSES[name](workspace, Asked((workspace.runs / "kda",)), SILENT)
+    asked = seen["correlation"][1]
+    assert isinstance(asked, Asked)
+    assert asked.part == "test"
+    assert seen["similarity"][2:4] == (4.0, 0)
 
 
 def test_the_curve_of_a_training_ends_at_the_student(workspace: Workspace) -> None:

@@ -498,3 +498,15 @@ def test_options_that_do_not_go_are_refused_by_name(options: dict) -> None:
     with pytest.raises(UsageError) as error:
         KDA(**options)
     assert any(f"kda.{name}" in str(error.value) for name in options)
+
+
+def test_fixed_landmarks_of_the_teacher_are_whitened_too(make_facts) -> None:
+    kda = KDA(teacher_landmarks="fixed", whiten=True, rank=2)
+    views = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    module = kda.adapters(STUDENT, TEACHER, make_facts(LABELS, 4), {CENTRES: {"views": views, "clean": views[0]}})
+    kda.after_epoch(module)
+    (state,) = module.children()
+    assert isinstance(state, Landmarks)
+    assert torch.equal(state.teacher, torch.from_numpy(views.mean(0, dtype=np.float64).astype(np.float32)))
+    assert torch.equal(state.teacher_used, whitened(state.teacher, 2))
+    assert not torch.equal(state.teacher_used, state.teacher)

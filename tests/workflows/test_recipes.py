@@ -3,8 +3,11 @@
 import functools
 import importlib.util
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ from kdtool.analysis.probe import probe_config
 from kdtool.engine.configuration import Values, distill_config, extract_config, teach_config
 from kdtool.engine.distill import DistillConfig, needs_of, staged
 from kdtool.engine.job import check_schedule
+from kdtool.engine.optim import recipe as recipe_of
 from kdtool.errors import UsageError
+from kdtool.methods import method
 from kdtool.models import check_name, create, image_width, tap_shapes
 from kdtool.targets import Facts, Shapes
 from kdtool.workflows.reproduce import recipe as recipes
@@ -78,6 +83,63 @@ def test_every_printed_number_is_one_cell() -> None:
     for name in NAMES:
         if load(name).table:
             assert [cell for cell in load(name).cells if cell.printed is None] == [], name
+
+
+def test_the_printed_numbers_are_those_of_the_papers(shared: Path) -> None:
+    there = resources.files("kdtool.workflows").joinpath("tables.json").read_text(encoding="utf-8")
+    assert json.loads(there) == json.loads((shared / "design" / "tables.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["icd-table-1", "icd-table-2"])
+def test_students_of_icds_tables_train_as_repdistillers(name: str) -> None:
+    for cell in load(name).cells:
+        if cell.distill:
+            plan, student = asked(cell).recipe, asked(cell).student
+            small = student.startswith(("mobile", "shuffle"))
+            assert (plan.epochs, plan.batch, plan.learning_rate) == (240, 64, 0.01 if small else 0.05), student
+            assert plan.drop_last == (asked(cell).methods[:1] == (method("icd"),)), cell
+
+
+@pytest.mark.parametrize(
+    ("paper", "plan"), [("kda", recipe_of("kda")), ("srm-table-1", recipe_of("srm")), ("srm-table-4", recipe_of("srm"))]
+)
+def test_students_of_the_other_tables_train_as_their_code_has_it(paper: str, plan: object) -> None:
+    found = [cell for name in NAMES if name.startswith(paper) for cell in load(name).cells if cell.distill]
+    assert found
+    alone = {"epochs": plan.epochs, "batch": plan.batch}  # type: ignore[attr-defined]
+    for cell in found:
+        assert replace(asked(cell).recipe, **alone) == plan, cell
+        assert (asked(cell).recipe.epochs, asked(cell).recipe.batch) == (plan.epochs, plan.batch), cell  # type: ignore[attr-defined]
+
+
+TEACHERS = {  # network, recipe; of the groups whose teachers the papers name
+    "cifar100-resnet34": ("resnet34", "kda"),
+    "tiny-imagenet-resnet34": ("resnet34", "kda"),
+    "cifar100-wrn-40-2": ("wrn_40_2", "crd"),
+    "cifar100-resnet56": ("resnet56", "crd"),
+    "cifar100-resnet110": ("resnet110", "crd"),
+    "cifar100-resnet32x4": ("resnet32x4", "crd"),
+    "cifar100-vgg13": ("vgg13", "crd"),
+    "cifar100-resnet50": ("resnet50", "crd"),
+    "cifar100-densenet121": ("densenet121", "srm"),
+}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_teachers_train_as_the_papers_say(name: str) -> None:
+    network, plan = TEACHERS[name]
+    recipe, group = members()[name]
+    config = teach_config(Values("teach", teaching(recipe, group), name))
+    assert (config.network, config.recipe) == (network, recipe_of(plan))
+
+
+def test_srm_reports_what_validation_selects_and_takes_its_teachers_by_it() -> None:
+    reports = {name: load(name).report for name in NAMES if name.startswith(("kda-", "srm-", "icd-"))}
+    selected = {name for name, report in reports.items() if report == "selected"}
+    assert selected == {f"srm-table-{number}" for number in range(1, 8)}
+    taught = {name: group.teach or {} for name, (_, group) in members().items()}
+    of = {name for name in taught if "resnext50" in name or "densenet" in name}
+    assert {name for name, table in taught.items() if table.get("selected")} == {n for n in of if taught[n]}
 
 
 def test_one_cell_is_not_run() -> None:

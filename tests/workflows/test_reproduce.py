@@ -18,6 +18,7 @@ from kdtool.errors import DamageError, HeldError, IdentityError, Stopped, UsageE
 from kdtool.progress import Silent, StopRequest
 from kdtool.workflows.reproduce import ahead, tables, work
 from kdtool.workflows.reproduce.plans import plan
+from kdtool.workflows.reproduce.printed import Printed
 from kdtool.workflows.reproduce.recipe import Recipe, load
 from kdtool.workflows.reproduce.rows import Results, Row, copy_teacher
 from kdtool.workflows.reproduce.tasks import searched, tasks
@@ -443,6 +444,19 @@ def test_a_table_of_selected_weights_says_where_none_were_selected(whole: tuple[
     found = tables.lines(replace(recipe, report="selected"), Results(folder / "rows"))
     noted = {line.column: tables.remark(line) for line in found}
     assert noted["KD"] == noted["none"] == "after the last epoch: no images are held out for validation"
+
+
+def test_our_number_stands_beside_the_printed_one(whole: tuple[Path, Recipe]) -> None:
+    folder, recipe = whole
+    (plain,) = tables.lines(replace(recipe, cells=recipe.cells[1:2]), Results(folder / "rows"))
+    paper = Printed("P", "1", "all", "KD", 30.0, 0.2, "test accuracy %")
+    for unit, wanted in (("test accuracy %", plain.mean), ("top-1 error %", 100 - (plain.mean or 0.0))):
+        cell = replace(recipe.cells[1], printed=replace(paper, unit=unit))
+        (line,) = tables.lines(replace(recipe, cells=(cell,)), Results(folder / "rows"))
+        assert line.mean == pytest.approx(wanted)
+        assert line.difference == pytest.approx((wanted or 0.0) - 30.0)
+        assert (line.printed, line.printed_sd) == (30.0, 0.2)
+        assert tables.header([line])[2:4] == ["paper", "difference"]
 
 
 def test_a_mean_over_several_precisions_says_so(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
