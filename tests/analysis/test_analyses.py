@@ -399,7 +399,7 @@ def test_ranks_of_torchrun_say_what_one_says(workspace: Workspace, tmp_path: Pat
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, done.stderr

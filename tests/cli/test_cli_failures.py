@@ -343,4 +343,4 @@ def test_a_reader_that_leaves_is_no_error(started: Callable[..., subprocess.Pope
     process.stdout.close()
     assert process.stderr
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=900) == 0

@@ -35,7 +35,7 @@ def test_the_literal_lines_run_as_typed(
     folder = Path(shutil.copytree(taught, tmp_path / "work"))
     for line in ("extract", "distill --method kda --layer before_fc", "analyze gram-gap"):
         process = started(folder, line)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         assert out
         assert "Traceback" not in err

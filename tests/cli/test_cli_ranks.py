@@ -59,7 +59,7 @@ def test_a_run_that_is_stopped_goes_on_with_any_number_of_processes(
         if "epoch 3/15" in line:
             process.send_signal(signal.SIGTERM)  # torchrun hands it on
             break
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     assert process.returncode != 0
     assert out == ""
     assert len(said(err)) == 1, err
@@ -68,7 +68,7 @@ def test_a_run_that_is_stopped_goes_on_with_any_number_of_processes(
     assert (work / "runs/long/state.json").exists()
     alone = Path(shutil.copytree(work, tmp_path / "alone"))
     process = launched(work, f"{LONG} --json")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert err.count("resumed at stage") == 1
     assert json.loads(out)["weights_sha256"] == result(work, "long")["weights_sha256"]
@@ -104,7 +104,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line(work: Path) -> None:
             if "epoch 2/15" in line:
                 second.kill()
                 break
-        _, err = first.communicate(timeout=100)
+        _, err = first.communicate(timeout=900)
     assert first.returncode == 5
     assert said(err) == ["kdtool: another process of this torchrun has ended; its own message says why"]
     assert "Traceback" not in err

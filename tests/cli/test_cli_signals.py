@@ -51,7 +51,7 @@ def test_distill(number: int, code: int, work: Path, undisturbed: Path, started:
         if "epoch 3/15" in line:
             process.send_signal(number)
             break
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == code
     assert out == ""
     assert err.splitlines()[-1].startswith("kdtool: stopped in epoch")
@@ -166,7 +166,7 @@ def test_extract(work: Path, undisturbed: Path, started: Started, typed: Typed) 
     while not begun.exists() and process.poll() is None:
         time.sleep(0.002)
     process.terminate()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 143
     assert out == ""
     assert err.splitlines()[-1].startswith("kdtool: stopped after block")

@@ -150,7 +150,7 @@ def ranks_started(size: int, *words: object) -> Iterator[list[subprocess.Popen[s
 def ranks_ended(size: int, *words: object) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each of them."""
     with ranks_started(size, *words) as processes:
-        said = [process.communicate(timeout=200) for process in processes]
+        said = [process.communicate(timeout=900) for process in processes]
         return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
