@@ -111,6 +111,15 @@ def unfinished(root, tiny):
     return root / "journal.jsonl"
 
 
+def test_power_loss_keeps_the_folder_of_a_new_cache(tmp_path, monkeypatch, tiny):
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        tiny.session(tmp_path / "cache")
+        disk.close()
+    disk.after_power_loss(tmp_path.stat().st_ino, tmp_path.with_name(f"{tmp_path.name}-left"))
+    assert tiny.tree(tmp_path.with_name(f"{tmp_path.name}-left") / "cache") == tiny.tree(tmp_path / "cache")
+
+
 def test_power_loss_keeps_every_block_whose_commit_returned(tmp_path, monkeypatch, tiny):
     root = tmp_path / "cache"
     root.mkdir()

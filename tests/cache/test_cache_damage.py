@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -44,6 +45,15 @@ def test_a_sound_cache_has_no_problems(sound):
     assert verify(sound, told.append) == []
     assert sum(told) == info(sound)["bytes"]
     read_all(sound)
+
+
+def test_a_change_that_keeps_the_crc_is_found_by_verify(copy):
+    content = bytearray((copy / CHUNK).read_bytes())
+    for place, byte in enumerate((1 | 0x82F63B78 << 1).to_bytes(5, "little")):  # the polynomial of CRC-32C
+        content[place] ^= byte
+    assert google_crc32c.value(bytes(content[:-4])) == int.from_bytes(content[-4:], "little")
+    (copy / CHUNK).write_bytes(content)
+    assert [problem.file for problem in verify(copy)] == [CHUNK]
 
 
 def test_a_flipped_bit_in_any_file_is_found_by_verify_and_by_who_reads_it(copy, sound, tiny):
