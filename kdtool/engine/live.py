@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def living(workspace: Workspace, cache: Cache, images: Images, targets: Sequence[Target]) -> LiveTeacher:
-    """The teacher of a working folder, who answers targets for images as the cache would, were they in it."""
+    """The teacher of a working folder, who answers targets for images as a cache of float16 would, were they in it."""
     record, precision = read_record(workspace.teacher), str(cache.identity["numeric"]["precision"])
     fits = {target.fit.key for target in targets if target.fit is not None}
     fitted = {key: as_tensors(cache.fitted(key), images.device) for key in fits}

@@ -105,3 +105,12 @@ def test_the_seed_of_a_student_decides_its_order_its_views_and_its_first_weights
     assert {given for given in orders if given[0] == 3} == {(3, epoch, samples, 16) for epoch in range(PLAN.epochs)}
     assert {given[0] for given in orders} == {given[0] for given in views} == {0, 3}
     assert first[0] != first[3]
+
+
+def test_a_student_beside_the_living_teacher_is_the_one_from_the_cache(workspace: Workspace) -> None:
+    cached, alive = (
+        distill(workspace, replace(KD, views=2, name=name), Silent(), StopRequest(), live=name == "alive")
+        for name in ("cached", "alive")
+    )
+    assert cached["views"] == alive["views"] == 2
+    assert cached["weights_sha256"] == alive["weights_sha256"]
