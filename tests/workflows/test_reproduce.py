@@ -70,15 +70,11 @@ distill = { method = "teacher" }
 column = "ONE"
 skip = "ONE trains without a fixed teacher"
 """
-FEW = (
-    RECIPE.replace("{", "{{").replace("}", "}}")
-    + """
+FEW = f"""{RECIPE}
 [[method]]
 column = "more"
 only = {{ row = ["few"] }}
-{}
-"""
-)
+distill = """
 Made = Callable[..., Work]
 Typed = Callable[[str], tuple[int, str, str]]
 
@@ -444,6 +440,7 @@ def test_a_table_of_selected_weights_says_where_none_were_selected(whole: tuple[
     found = tables.lines(replace(recipe, report="selected"), Results(folder / "rows"))
     noted = {line.column: tables.remark(line) for line in found}
     assert noted["KD"] == noted["none"] == "after the last epoch: no images are held out for validation"
+    assert noted["teacher"] == ""
 
 
 def test_our_number_stands_beside_the_printed_one(whole: tuple[Path, Recipe]) -> None:
@@ -469,7 +466,6 @@ def test_a_mean_over_several_precisions_says_so(whole: tuple[Path, Recipe], tmp_
     noted = {line.column: tables.remark(line) for line in tables.lines(recipe, Results(tmp_path)) if line.row == "all"}
     assert noted["KD"] == "trained in bfloat16 (1) and float32 (1)"
     assert noted["none"] == noted["teacher"] == ""
-    assert noted["teacher"] == ""
 
 
 def test_recipes_of_one_group_are_planned_once(whole: tuple[Path, Recipe], made: Made, tmp_path: Path) -> None:
@@ -584,9 +580,9 @@ def test_a_cache_of_other_images_is_refused(whole: tuple[Path, Recipe], tmp_path
         (RECIPE.replace('method = "kd" }', 'method = "kd" }\nprobe = { epochs = 1 }'), "--data is missing"),
         (RECIPE.replace('method = "kd" }', 'method = "kda", layer = ["stage9"] }'), "'stage9'"),
         (RECIPE.replace('method = "kd" }', 'method = "fitnet", set = { "fitnet.weight" = -1 } }'), "is at least 0"),
-        (FEW.format('distill = { method = "at", taps = { x = "nothing" } }'), "'nothing'"),
+        (FEW + '{ method = "at", taps = { x = "nothing" } }', "'nothing'"),
         (
-            FEW.format('distill = { method = "kda", layer = ["before_fc"], epochs = 1 }'),
+            FEW + '{ method = "kda", layer = ["before_fc"], epochs = 1 }',
             "group tiny-few, resnet8-kda-before_fc-seed0: the term kda_before_fc becomes active in epoch 2",
         ),
     ],
