@@ -92,9 +92,7 @@ def save_state(folder: Path, tensors: Tensors, plain: dict[str, Any]) -> None:
     name = f"state-{digest[:16]}.safetensors"
     files.write(folder / name, content)
     files.write_json(folder / "state.json", {"tensors": name, "sha256": digest, "plain": plain})
-    for old in folder.glob("state-*.safetensors"):
-        if old.name != name:
-            old.unlink()
+    _remove(folder, besides=name)
 
 
 def load_state(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
@@ -109,8 +107,13 @@ def load_state(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
 def clear_state(folder: Path) -> None:
     """Removes a training state that is no longer needed."""
     (folder / "state.json").unlink(missing_ok=True)
-    for old in folder.glob("state-*.safetensors"):
-        old.unlink()
+    _remove(folder)
+
+
+def _remove(folder: Path, besides: str = "") -> None:
+    for old in folder.glob("state-*"):  # what a killed process left half-written, too
+        if old.name != besides:
+            old.unlink()
 
 
 def prefixed(prefix: str, tensors: Tensors) -> Tensors:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdtool import files
-from kdtool.cache import create_or_open, info, open_cache, verify
+from kdtool.cache import create_or_open, info, journal, open_cache, verify
 from kdtool.errors import DamageError, IdentityError, UsageError
 
 CHUNK = "train/logits/values/c/0/1/0"
@@ -213,6 +213,40 @@ def test_a_hostile_manifest_with_a_fitting_checksum_is_refused(copy, change):
     with pytest.raises(DamageError, match=f"manifest.json or its journal describes no cache .*{REPAIR}"):
         open_cache(copy)
     assert [problem.file for problem in verify(copy)] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"files": {CHUNK: "0" * 8 + " " + "0" * 64}}, "has two records, or one that is none"),
+        ({"files": {CHUNK: "short"}}, "has two records, or one that is none: short"),
+        ({"contents": {"logits": {"arrays": {"values": {"dtype": "float32", "shape": [3]}}}}}, "key logits has two"),
+        ({"fits": {"srm.stage1": {"record": {"atoms": 5}}}}, r"fit srm\.stage1 has two definitions"),
+    ],
+)
+def test_a_journal_that_contradicts_the_manifest_is_refused(copy, line, message):
+    body = files.read_json(copy / "manifest.json", "")
+    for kind in line.keys() & {"contents", "fits"}:
+        ((key, change),) = line[kind].items()
+        line = {kind: {key: body[kind][key] | change}}
+    journal.append(copy, line)
+    with pytest.raises(DamageError, match=f"describes no cache .*{message}.*{REPAIR}"):
+        open_cache(copy)
+    assert [problem.file for problem in verify(copy)] == ["manifest.json"]
+
+
+def test_a_journal_that_says_the_same_again_changes_nothing(copy):
+    body = files.read_json(copy / "manifest.json", "")
+    journal.append(copy, {name: body[name] for name in ("contents", "fits", "files")})
+    assert verify(copy) == []
+    read_all(copy)
+
+
+def test_the_copy_of_another_manifest_is_found(copy):
+    body = files.read_json(copy / "manifest.copy.json", "")
+    files.write_json(copy / "manifest.copy.json", {**body, "identity_digest": "0" * 64})
+    (problem,) = verify(copy)
+    assert (problem.file, problem.what) == ("manifest.copy.json", "is the manifest of another cache")
 
 
 def test_another_format_names_the_way_out(copy):

@@ -12,12 +12,14 @@ from kdtool import data, files
 from kdtool.cache import open_cache
 from kdtool.data import splits
 from kdtool.data.batches import order_of_epoch, view_of_epoch
+from kdtool.engine import state
 from kdtool.engine import train as loop
 from kdtool.engine.distill import DistillConfig, distill, made_ready
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Labelled
 from kdtool.engine.ranks import Alone
 from kdtool.engine.teach import TeachConfig, read_lesson, teach
+from kdtool.engine.trained import load_network
 from kdtool.engine.workspace import read_record, read_split, split_path
 from kdtool.errors import DamageError
 from kdtool.methods import method
@@ -105,6 +107,33 @@ def test_the_seed_of_a_student_decides_its_order_its_views_and_its_first_weights
     assert {given for given in orders if given[0] == 3} == {(3, epoch, samples, 16) for epoch in range(PLAN.epochs)}
     assert {given[0] for given in orders} == {given[0] for given in views} == {0, 3}
     assert first[0] != first[3]
+
+
+def test_the_targets_of_parts_other_than_train_are_of_images_as_they_are(workspace: Workspace) -> None:
+    whole, cache = made_up(Path()), open_cache(workspace.cache)
+    teacher = load_network(workspace.folder / "teacher.safetensors")
+    for part, source in (("train_clean", whole.train), ("validation", whole.train), ("test", whole.test)):
+        with torch.no_grad():
+            wanted = teacher(torch.from_numpy(source.images[cache.index(part)]))
+        held = torch.from_numpy(cache.array(part, "logits", "values").read(0).astype(np.float32))
+        assert torch.allclose(held, wanted, rtol=2e-3, atol=2e-3), part
+
+
+def test_adapters_and_draws_of_a_method_follow_the_seed(workspace: Workspace) -> None:
+    config = replace(KD, methods=(method("crd"),))
+    begun = {}
+    for seed in (0, 0, 3):
+        chosen = replace(config, seed=seed)
+        job = made_ready(workspace, chosen, Alone(), CPU, "float32", Silent()).job(chosen, CPU, "float32")
+        running = state.begin(job, 0)
+        weights = torch.cat([value.flatten() for value in running.adapters.parameters()])
+        assert len(weights)
+        begun.setdefault(seed, []).append((weights, running.generator.initial_seed()))
+    (first, again), (other,) = begun[0], begun[3]
+    assert torch.equal(first[0], again[0])
+    assert first[1] == again[1]
+    assert not torch.equal(first[0], other[0])
+    assert first[1] != other[1]
 
 
 def test_a_student_beside_the_living_teacher_is_the_one_from_the_cache(workspace: Workspace) -> None:

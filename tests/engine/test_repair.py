@@ -204,6 +204,25 @@ def test_replay_finds_rows_that_are_shifted_by_one(whole: Whole) -> None:
         assert (result.worst is not None) is expected
 
 
+@pytest.mark.parametrize("name", ["labels", "index"])
+def test_replay_finds_labels_and_rows_of_another_data_set(whole: Whole, name: str) -> None:
+    """Whose checksums fit, too."""
+    workspace = whole()
+    body = files.read_json(workspace.cache / "manifest.json", "")
+    cache = open_cache(workspace.cache)
+    (path,) = (path for path in body["files"] if path.startswith(f"test/{name}/"))
+    values = {"labels": cache.labels, "index": cache.index}[name]("test").copy()
+    values[0] = 1 - values[0]
+    content = encode(values, cache.manifest.grid_of(path))
+    (workspace.cache / path).unlink()
+    (workspace.cache / path).write_bytes(content)
+    for manifest in ("manifest.json", "manifest.copy.json"):
+        files.write_json(workspace.cache / manifest, {**body, "files": {**body["files"], path: record_of(content)}})
+    assert verify(workspace.cache) == []
+    with pytest.raises(IdentityError, match=f"test/{name} of .* is not that of the data set and the split"):
+        replay(workspace, 1, Again(), Silent(), np.random.default_rng(1))
+
+
 def shift_rows(root: Path) -> None:
     """Moves every row of every array of the train part to the next sample, and records that as if it were right."""
     body = files.read_json(root / "manifest.json", "")

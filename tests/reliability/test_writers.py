@@ -25,18 +25,21 @@ def rows(view: int) -> np.ndarray:  # type: ignore[type-arg]
     return np.random.default_rng(view).standard_normal((64, 16)).astype(np.float32)
 
 
-def write(root: Path, views: int) -> None:
+def write(root: Path, views: int, amid: Path) -> None:
+    """Waits in the middle until every reader has seen some of the views and not all."""
     with create_or_open(root, {}, LAYOUT) as writer:
         writer.put_samples("train", np.arange(64) % 4, np.arange(64))
         writer.declare("rows", ROWS)
         for view in range(views):
+            while view == views // 2 and len(list(amid.iterdir())) < READERS:
+                time.sleep(0.001)
             for block in writer.missing("train", "rows", view):
                 writer.commit("train", view, block, {"rows": {"values": rows(view)[block * 16 : (block + 1) * 16]}})
             if view % 7 == 6:
                 writer.finish()
 
 
-def read_until_all(root: Path, views: int) -> None:
+def read_until_all(root: Path, views: int, amid: Path) -> None:
     """Opens the cache anew again and again, and compares all that it shows, until every view is there."""
     seen = 0
     while seen < views:
@@ -49,13 +52,16 @@ def read_until_all(root: Path, views: int) -> None:
         for view in range(found):
             np.testing.assert_array_equal(cache.array("train", "rows", "values").read(view), rows(view))
         seen = found
+        if 0 < seen < views:
+            (amid / str(os.getpid())).touch()
 
 
 def test_many_readers_beside_one_writer(tmp_path: Path, trials: Trials, figure: Figure) -> None:
     views = trials(20, 400)
-    readers = [begun(lambda: read_until_all(tmp_path / "cache", views)) for _ in range(READERS)]
+    (tmp_path / "amid").mkdir()
+    readers = [begun(lambda: read_until_all(tmp_path / "cache", views, tmp_path / "amid")) for _ in range(READERS)]
     try:
-        write(tmp_path / "cache", views)
+        write(tmp_path / "cache", views, tmp_path / "amid")
         for number in readers:
             ended(number)
     except BaseException:
