@@ -58,7 +58,7 @@ def test_pearson_agrees_with_all_pairs(kind, n, d_student, d_teacher):
     assert found.pearson == pytest.approx(dense(student, teacher), rel=1e-9 if kind != "alike" else 1e-7, abs=0)
     assert (found.samples, found.left_out, found.pairs) == (n, 0, n * (n - 1) // 2)
     assert (found.student_width, found.teacher_width) == (d_student, d_teacher)
-    assert json.loads(json.dumps(asdict(found))) == json.loads(json.dumps(asdict(found), allow_nan=False))
+    json.dumps(asdict(found), allow_nan=False)
 
 
 @pytest.mark.parametrize("kind", ["normal", "positive"])
