@@ -468,6 +468,23 @@ def test_a_mean_over_several_precisions_says_so(whole: tuple[Path, Recipe], tmp_
     assert noted["none"] == noted["teacher"] == ""
 
 
+def test_a_table_says_whether_lower_losses_go_with_higher_accuracies(whole: tuple[Path, Recipe]) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle")
+    folder, recipe = whole
+    blank = tables.lines(recipe, Results(folder / "rows"))[0]
+    means = [90.0, 91.0, 91.0, 88.0, 95.0, 70.0]
+    losses = [0.5, 0.1, 0.3, 0.3, 0.2, 0.9]
+    found = [replace(blank, mean=mean, losses={"fc": loss}) for mean, loss in zip(means, losses, strict=True)]
+    others = [replace(blank, mean=None), replace(blank, mean=99.9, losses={})]
+    value = stats.spearmanr(means, losses).statistic
+    assert tables.correlated([*others, *found]) == f"rank correlation {value:+.2f} with loss fc (6 means)"
+    assert tables.correlated(found[:4]) == ""
+    rows = Results(folder / "rows")
+    assert f"\nmade up: {tables.correlated(found)}." in tables.markdown(
+        recipe, rows, [replace(line, row="made up") for line in found]
+    )
+
+
 def test_recipes_of_one_group_are_planned_once(whole: tuple[Path, Recipe], made: Made, tmp_path: Path) -> None:
     _, recipe = whole
     (tmp_path / "other.toml").write_text(RECIPE.replace('column = "KD"', 'column = "another KD"'))

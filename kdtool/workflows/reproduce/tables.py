@@ -19,6 +19,7 @@ from kdtool.workflows.reproduce.rows import DIGITS, Results, Row
 from kdtool.workflows.reproduce.tasks import Searched, counted, searched, wanted
 
 ERROR, NOT_RUN = "top-1 error %", "not run"
+FEWEST = 5  # means over which a rank correlation is told
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,24 @@ def layers_of(found: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(layer for line in found for layer in line.losses))
 
 
+def correlated(found: Sequence[Line]) -> str:
+    """Spearman's correlation of the means with the kernel transfer losses, over the lines that have both; empty where
+    they are few. The papers' claim is that a lower loss goes with a better student.
+    """
+    import numpy as np
+
+    from kdtool.analysis.centred import pearson
+    from kdtool.analysis.rsa import average_ranks
+
+    told = []
+    for layer in layers_of(found):
+        both = [line for line in found if line.mean is not None and layer in line.losses]
+        means, losses = np.array([line.mean for line in both]), np.array([line.losses[layer] for line in both])
+        value = pearson(average_ranks(means), average_ranks(losses)) if len(both) >= FEWEST else None
+        told += [f"{value:+.2f} with loss {layer} ({len(both)} means)"] if value is not None else []
+    return f"rank correlation {', '.join(told)}" if told else ""
+
+
 def beside_printed(found: Sequence[Line]) -> bool:
     """Whether a paper prints any of the numbers."""
     return any(line.printed is not None for line in found)
@@ -222,6 +241,8 @@ def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
         shown = [text.replace("|", "\\|") for text in [*named, *cells(line, found)]]
         page.append(f"| {' | '.join(shown)} |")
     page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
+    of_rows = {row: correlated([line for line in found if line.row == row]) for row in rows}
+    page += [f"\n{row}: {text}." for row, text in of_rows.items() if text]
     return "\n".join(page) + "\n"
 
 
