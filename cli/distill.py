@@ -42,6 +42,8 @@ def distill(
         ),
     ] = None,
     tap: o.Taps = None,
+    initial: o.Initial = None,
+    head_learning_rate: o.HeadLearningRate = None,
     views: Annotated[
         int | None, typer.Option("--views", metavar="N", help="Views to walk.  [default: all that are held]")
     ] = None,

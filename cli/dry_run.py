@@ -36,8 +36,8 @@ def show_training(found: Found) -> None:
         print_line(f"from {found['cache']}: {found['views']:,} views, teacher {found['teacher']}")
     else:
         print_line(f"teacher {found['network']} ({size})")
-        if found["begins_from"]:
-            print_line(f"begins from {found['begins_from']}")
+    if found["begins_from"]:
+        print_line(f"begins from {found['begins_from']}")
     images = ", ".join(f"{count:,} {part}" for part, count in found["images"].items())
     print_line(f"data {found['data']}: {images} images of {width}x{height}, {found['classes']:,} classes")
     print_line(

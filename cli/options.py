@@ -90,6 +90,13 @@ Taps = Annotated[
     list[str] | None,
     typer.Option("--tap", metavar="TAP=PATH", help="Name a layer of the network by its module path; repeat."),
 ]
+Initial = Annotated[
+    Path | None, typer.Option("--from", metavar="FILE", help="Begin from these weights: .safetensors, .pt or .pth.")
+]
+HeadLearningRate = Annotated[
+    float | None,
+    typer.Option("--head-lr", metavar="RATE", help="Learning rate of the classifier, where it has its own."),
+]
 CachePath = Annotated[
     Path | None,
     typer.Option("--cache", metavar="FOLDER", help="The cache, from here.  [default: cache.zarr in --folder]"),

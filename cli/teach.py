@@ -29,9 +29,7 @@ def teach(
         ),
     ] = None,
     tap: o.Taps = None,
-    initial: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Begin from these weights: .safetensors, .pt or .pth.")
-    ] = None,
+    initial: o.Initial = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Take the weights of --from as they are.")] = False,
     freeze: Annotated[
         list[str] | None,
@@ -51,10 +49,7 @@ def teach(
             help="eval or train: statistics of frozen layers stay or follow.  [default: eval]",
         ),
     ] = None,
-    head_learning_rate: Annotated[
-        float | None,
-        typer.Option("--head-lr", metavar="RATE", help="Learning rate of the classifier, where it has its own."),
-    ] = None,
+    head_learning_rate: o.HeadLearningRate = None,
     image_size: Annotated[
         int | None, typer.Option("--image-size", metavar="N", help="Width of the images in pixels.")
     ] = None,

@@ -117,6 +117,9 @@ class Run:
         flat = {"cache": self.cache_identity, "teacher": self.teacher_sha256 if self.command != "teach" else None}
         for key, value in ((key, value) for key, value in self.config.items() if key not in ("run", "cache")):
             flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+        if "initial" in flat:
+            path = Path(str(flat.pop("initial")))
+            flat["from"] = f"{path.name} in {path.parent}"  # labels have room for the name
         return {key: value for key, value in flat.items() if key not in ("seed", "keep_weights", "data_folder")}
 
 

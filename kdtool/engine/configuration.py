@@ -39,7 +39,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     ),
     "distill": (
         *("student", "method", "with", "layer", "set", "taps", "recipe", "views", "seed", "device", "precision"),
-        *("shuffle_block", "data_folder", "keep_weights", "sync_bn", "cache", "run", *RECIPE),
+        *("shuffle_block", "data_folder", "initial", "head_learning_rate", "keep_weights", "sync_bn", "cache", "run"),
+        *RECIPE,
     ),
     "probe": (
         *("data", "data_folder", "stage", "whole", "batchnorm", "validation", "few_shot", "image_size", "crop", "seed"),
@@ -242,6 +243,8 @@ def distill_config(values: Values, default_student: str, **flags: Any) -> Distil
         sync_bn=of.get("sync_bn", given.sync_bn or None, None, bool),
         data_folder=of.where("data_folder", given.data_folder),
         taps=of.taps(given.tap),
+        initial=of.where("initial", given.initial),
+        head_learning_rate=of.get("head_learning_rate", given.head_learning_rate, None, float),
     )
 
 

@@ -22,6 +22,7 @@ from kdtool.data.preparation import check_views
 from kdtool.engine import checkpoint
 from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.device import choose_device, choose_precision, placed
+from kdtool.engine.finetune import classifier
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.lacking import check_cache, extract_command, identity_words, option_text
@@ -30,7 +31,7 @@ from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import Ranks, alike, ranks
 from kdtool.engine.runs import RunFolder, begun, read_toml
 from kdtool.engine.state import Running
-from kdtool.engine.teach import note_environment, plain_config, summary
+from kdtool.engine.teach import check_head_rate, note_environment, plain_config, summary
 from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen, labelled, load_data, open_teacher_cache
@@ -39,6 +40,7 @@ from kdtool.methods import reference
 from kdtool.methods.protocol import Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import check_output, create, parameters, tap_shapes
+from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Facts, Fit, Shapes, Stage, Target, by_key
 
@@ -53,8 +55,9 @@ class DistillConfig:
     of first weights and order. device, precision: "auto" takes a CUDA device where there is one, and bfloat16 where the
     hardware multiplies it. shuffle_block: samples that are shuffled among themselves, 0 for a whole view. data_folder:
     where the files of the data set lie, None for where `teach` found them. taps: layers that the user names in the
-    student, tap -> module path. keep_weights: those of every so many epochs stay in the run's folder. sync_bn:
-    BatchNorms take the statistics of all ranks.
+    student, tap -> module path. initial: file of weights that the student begins from; a classifier for other classes
+    stays as it was drawn. head_learning_rate: of the classifier, where it has one of its own. keep_weights: those of
+    every so many epochs stay in the run's folder. sync_bn: BatchNorms take the statistics of all ranks.
     """
 
     student: str
@@ -68,12 +71,15 @@ class DistillConfig:
     shuffle_block: int = 0
     data_folder: str | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
+    initial: str | None = None
+    head_learning_rate: float | None = None
     keep_weights: int | None = None
     sync_bn: bool | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_keep(self.keep_weights)
+        check_head_rate(self.head_learning_rate)
         for option, number in (("views", self.views), ("shuffle-block", self.shuffle_block)):
             if number < 0:
                 raise UsageError(f"--{option} is at least 1, not {number}")
@@ -82,10 +88,13 @@ class DistillConfig:
 
     @property
     def title(self) -> str:
-        """The name of the run's folder: student, methods with their layers and what is not default, and seed."""
+        """The name of the run's folder: student, the file it begins from, methods with their layers and what is not
+        default, and seed.
+        """
         named = [part for method in self.methods for part in _title(method)]
         student = self.student.replace(":", "-").replace("/", "-")  # of a network of one's own, path.to:factory
-        return self.name or "-".join([student, *(named or ["none"]), f"seed{self.seed}"])
+        begun_from = [f"from-{Path(self.initial).stem}"] if self.initial else []
+        return self.name or "-".join([student, *begun_from, *(named or ["none"]), f"seed{self.seed}"])
 
     def plain(self) -> dict[str, Any]:
         """As the plain values of config.toml."""
@@ -165,7 +174,7 @@ def distill(
             ready = made_ready(workspace, config, group, device, precision, progress, live)
             if group.rank == 0:
                 held.enter_context(files.lock(ready.path / "lock", "training in"))
-                check_basis(RunFolder(ready.path, ready.resolved, events=tensorboard), ready.cache, live)
+                check_basis(RunFolder(ready.path, ready.resolved, events=tensorboard), ready, live)
         folder = RunFolder(ready.path, ready.resolved, events=tensorboard)
         known: dict[str, Any] | None = group.shared(whole_result(folder, progress))
         if known is not None:
@@ -174,6 +183,8 @@ def distill(
             progress.note(f"{folder.path} holds this run already; nothing to do")
             return known
         with alike(group):
+            if ready.begun_from:
+                progress.note(f"begins from {ready.begun_from.remark}")
             if group.rank == 0:
                 note_environment(folder, device, precision, group)
             made = ready.job(config, device, precision)
@@ -188,13 +199,14 @@ def distill(
 class Ready:
     """A training that nothing speaks against, before anything is written.
 
-    needs: of the teacher; stored: those that the cache has to hold. path, resolved: the run's folder and its
-    configuration.
+    begun_from: what was loaded of a file into the student. needs: of the teacher; stored: those that the cache has to
+    hold. path, resolved: the run's folder and its configuration.
     """
 
     cache: Cache
     data: Dataset
     student: nn.Module
+    begun_from: Loaded | None
     needs: Needs
     stored: Needs
     stages: tuple[Stage, ...]
@@ -227,6 +239,7 @@ def made_ready(
         student = create(config.student, cache.layout.classes, config.taps)
     image_shape = seen_by(cache).image_shape
     check_output(config.student, student, cache.layout.classes, image_shape)
+    begun_from = load_initial(Path(config.initial), student) if config.initial else None
     student = synchronised(student) if config.sync_bn else student
     shapes = tap_shapes(student, image_shape)
     both = (shapes, cache.layout.tap_shapes)
@@ -244,7 +257,7 @@ def made_ready(
     where = {"run": config.name, "cache": workspace.named_cache}
     plain = replace(config, views=views, precision=precision).plain()
     resolved = {**plain, **{key: value for key, value in where.items() if value}}
-    return Ready(cache, data, student, needs, stored, stages, bound, views, folder, resolved)
+    return Ready(cache, data, student, begun_from, needs, stored, stages, bound, views, folder, resolved)
 
 
 def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig, ready: Ready) -> dict[str, Any]:
@@ -253,6 +266,7 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
     digest, samples = checkpoint.save_weights(folder.path / "student.safetensors", job.student), len(job.train.labels)
     result = {
         **summary("distill", config.title, config.student, config.recipe, config.seed, running),
+        "from": ready.begun_from.record if ready.begun_from else None,
         "method": [method.name for method in config.methods],
         "options": config.plain()["set"],
         "stages": running.left,
@@ -288,15 +302,16 @@ def whole_result(folder: RunFolder, progress: Progress) -> dict[str, Any] | None
     return result
 
 
-def check_basis(folder: RunFolder, cache: Cache, live: bool = False) -> None:
-    """Refuses to go on with a run, or to give the result of one, that was made from another cache.
+def check_basis(folder: RunFolder, ready: Ready, live: bool = False) -> None:
+    """Refuses to go on with a run, or to give the result of one, that was made from another cache or other weights.
 
     live: the teacher answers in every step, which makes another run than the cache does.
     """
-    path = folder.path / "cache.json"
+    path, cache = folder.path / "cache.json", ready.cache
+    initial = ready.begun_from.sha256 if ready.begun_from else None
     if not folder.begun:
         if not folder.dry:
-            files.write_json(path, {"identity": cache.identity_digest, "live": live})
+            files.write_json(path, {"identity": cache.identity_digest, "live": live, "initial": initial})
         return
     repair = f"remove {folder.path} and run again"
     if not path.exists():
@@ -312,6 +327,11 @@ def check_basis(folder: RunFolder, cache: Cache, live: bool = False) -> None:
         raise IdentityError(
             f"{folder.path} holds a run from another cache (identity {held[:12]} there, {cache.identity_digest[:12]} "
             f"in {cache.path}); name another folder with --run, or remove it"
+        )
+    if known.get("initial") != initial:
+        raise IdentityError(
+            f"{folder.path} holds a run from other first weights (SHA-256 {str(known.get('initial'))[:12]} there, "
+            f"{str(initial)[:12]} here); name another folder with --run, or remove it"
         )
 
 
@@ -465,6 +485,8 @@ def make_job(
     rule = seen_by(cache).rule()
     has_validation = "validation" in cache.layout.samples
     validated = [target for target in needs.targets if target.key in needs.validated]
+    rate = config.head_learning_rate
+    head = classifier(student, seen_by(cache).image_shape) if rate else ""
     return Job(
         student=placed(student, device, precision),
         stages=stages,
@@ -481,5 +503,7 @@ def make_job(
         seed=config.seed,
         precision=precision,
         shuffle_block=config.shuffle_block or None,
+        head=head,
+        head_factor=rate / config.recipe.learning_rate if rate else 1.0,
         keep=config.keep_weights,
     )

@@ -102,8 +102,7 @@ class TeachConfig:
             raise unknown("mode of BatchNorm", self.batchnorm, ("eval", "train"))
         if self.batchnorm == "train" and not self.freeze:
             raise UsageError("--batchnorm train is about what --freeze keeps, and nothing is kept")
-        if self.head_learning_rate is not None and not 0 < self.head_learning_rate < math.inf:
-            raise UsageError(f"--head-lr is above 0 and finite, not {self.head_learning_rate}")
+        check_head_rate(self.head_learning_rate)
         if self.as_is and not self.initial:
             raise UsageError("--as-is takes the weights of --from as they are, and --from names none")
         training = (self.freeze, self.head_learning_rate, self.keep_weights, self.selected, self.sync_bn)
@@ -111,6 +110,12 @@ class TeachConfig:
             raise UsageError(
                 "--as-is trains nothing: --freeze, --head-lr, --keep-weights, --selected and --sync-bn do not apply"
             )
+
+
+def check_head_rate(rate: float | None) -> None:
+    """Refuses a learning rate of the classifier that is none."""
+    if rate is not None and not 0 < rate < math.inf:
+        raise UsageError(f"--head-lr is above 0 and finite, not {rate}")
 
 
 def plain_config(command: str, config: Any) -> dict[str, Any]:

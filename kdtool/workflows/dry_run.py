@@ -75,7 +75,7 @@ def distill(workspace: Workspace, config: DistillConfig, progress: Progress, con
         if config_alone:
             return {"config": ready.resolved}
         folder = RunFolder(ready.path, ready.resolved, dry=True)
-        distilling.check_basis(folder, ready.cache)
+        distilling.check_basis(folder, ready)
         if distilling.whole_result(folder, progress):
             return finished(folder, ready.resolved)
         found = about(ready.job(config, device, precision), folder, config.student, trains=True)
@@ -85,6 +85,7 @@ def distill(workspace: Workspace, config: DistillConfig, progress: Progress, con
         "data": seen.name,
         "classes": seen.classes,
         "image_shape": list(seen.image_shape),
+        "begins_from": ready.begun_from.remark if ready.begun_from else None,
         "method": [method.name for method in config.methods],
         "options": ready.resolved["set"],
         "cache": str(ready.cache.path),

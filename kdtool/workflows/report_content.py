@@ -154,10 +154,10 @@ def legend(shown: Content, groups: Sequence[Group]) -> str:
 
 
 def is_baseline(run: Run, of: Run) -> bool:
-    """Whether a run learned without a teacher what another learned with one."""
+    """Whether a run learned without a teacher what another learned with one, from the same first weights."""
     same_images = run.samples == of.samples or None in (run.samples, of.samples)  # older results do not say how many
-    alike = (run.network, run.config.get("recipe")) == (of.network, of.config.get("recipe"))
-    return alike and same_images and not run.methods
+    alike = all(run.config.get(key) == of.config.get(key) for key in ("recipe", "initial", "head_learning_rate"))
+    return run.network == of.network and alike and same_images and not run.methods
 
 
 def content(runs: Sequence[Run], skipped: Sequence[Skipped] = ()) -> Content:

@@ -1,6 +1,9 @@
 """Training that begins from weights: what is loaded, what stays, which learning rates act; weights as they are."""
 
 import copy
+import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +18,21 @@ from torch import nn
 from kdtool import data, files
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.engine import state
+from kdtool.engine.configuration import Values, distill_config
+from kdtool.engine.distill import DistillConfig, distill, made_ready
 from kdtool.engine.finetune import fixed_parameters
 from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import Recipe, build_optimizer, recipe
+from kdtool.engine.ranks import Alone
 from kdtool.engine.teach import TeachConfig, first_weights, make_job, read_lesson, teach
 from kdtool.errors import IdentityError, Stopped, UsageError
+from kdtool.methods import method
 from kdtool.models import create
 from kdtool.progress import Silent, StopRequest
 
 PLAN = replace(recipe("kda"), epochs=2, batch=32, learning_rate=0.05)
 CONFIG = TeachConfig("made_up", "resnet8", PLAN, student="resnet8", views=3, precision="float32")
+STUDENT = DistillConfig("resnet8", (method("kd"),), PLAN, precision="float32")
 
 
 def three_classes(folder: Path) -> Dataset:
@@ -188,6 +196,74 @@ def test_what_cannot_be_is_refused(teacher: Path, tmp_path: Path, changes: dict[
     with pytest.raises(UsageError, match=message):
         asked()
     assert not (tmp_path / "runs").exists()
+
+
+def other_classes(weights: Path, place: Path) -> Path:
+    """The same weights with a classifier for seven classes."""
+    found = {**load_file(weights), "fc.weight": torch.ones(7, 64), "fc.bias": torch.ones(7)}
+    save_file(found, place)
+    return place
+
+
+def test_a_student_begins_from_weights(teacher: Path, work: Callable[[], Workspace], tmp_path: Path) -> None:
+    workspace, file = work(), other_classes(teacher, tmp_path / "large net.safetensors")
+    drawn, begun = (
+        distill(workspace, replace(STUDENT, initial=initial, keep_weights=1)) for initial in (None, str(file))
+    )
+    assert (drawn["name"], begun["name"]) == ("resnet8-kd-seed0", "resnet8-from-large net-kd-seed0")
+    assert drawn["from"] is None
+    assert begun["from"] == {"file": str(file), "sha256": files.sha256_file(file), "new": ["fc.weight", "fc.bias"]}
+    held = load_file(file)
+    first, other = (
+        load_file(next((workspace.runs / result["name"] / "weights").glob("*-0000.safetensors")))
+        for result in (begun, drawn)
+    )
+    for name, value in first.items():
+        assert torch.equal(value, other[name] if name.startswith("fc.") else held[name]), name
+    assert not torch.equal(other["stem.0.weight"], first["stem.0.weight"])
+    config = Values.of_file("distill", workspace.runs / begun["name"] / "config.toml")
+    assert distill_config(config, "").initial == str(file)
+
+
+def test_a_student_of_other_first_weights_is_another_run(
+    teacher: Path, work: Callable[[], Workspace], tmp_path: Path
+) -> None:
+    workspace, file = work(), Path(shutil.copy(teacher, tmp_path / "weights.safetensors"))
+    first = distill(workspace, replace(STUDENT, initial=str(file)))
+    assert distill(workspace, replace(STUDENT, initial=str(file))) == first
+    other_classes(teacher, file)
+    with pytest.raises(IdentityError, match=r"run from other first weights \(SHA-256 \w{12} there, \w{12} here"):
+        distill(workspace, replace(STUDENT, initial=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initial": "nowhere.pt"}, "there is no file of weights"),
+        ({"student": "resnet14"}, "of another network"),
+        ({"head_learning_rate": math.inf}, "--head-lr is above 0"),
+    ],
+)
+def test_what_no_student_can_begin_from_is_refused(
+    teacher: Path, work: Callable[[], Workspace], changes: dict[str, object], message: str
+) -> None:
+    workspace = work()
+    with pytest.raises(UsageError, match=message):
+        distill(workspace, replace(STUDENT, **{"initial": str(teacher), **changes}))  # type: ignore[arg-type]
+    assert not list(workspace.runs.glob("resnet*"))
+
+
+def test_the_classifier_of_a_student_has_a_learning_rate_of_its_own(work: Callable[[], Workspace]) -> None:
+    workspace, cpu = work(), torch.device("cpu")
+    config = replace(STUDENT, head_learning_rate=0.5)
+    job = made_ready(workspace, config, Alone(), cpu, "float32", Silent()).job(config, cpu, "float32")
+    rates = {
+        id(parameter): group["factor"] * PLAN.learning_rate
+        for group in state.begin(job, 0).optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in job.student.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.5 if name.startswith("fc.") else PLAN.learning_rate), name
 
 
 def test_a_tap_freezes_all_that_it_is_computed_from_and_a_path_itself() -> None:

@@ -12,8 +12,10 @@ from kdtool import files
 from kdtool.analysis import plots
 from kdtool.analysis.kept import keep
 from kdtool.analysis.results import grouped, read_run, read_runs
+from kdtool.engine.runs import toml
 from kdtool.errors import DamageError, UsageError
 from kdtool.workflows.report import write_report
+from kdtool.workflows.report_content import content
 
 
 @pytest.fixture
@@ -220,6 +222,22 @@ def test_runs_that_would_be_called_the_same_are_told_apart_by_their_settings(run
     write_run(other, "distill", "resnet18", ["kd"], {"kd.temperature": 2.0}, 0, 76.0)
     labels = [group.label for group in grouped(read_runs([runs])[0])]
     assert labels.count("kd (temperature 2.0)") == labels.count("kd (temperature 4.0)") == 1
+
+
+def test_students_of_other_first_weights_are_told_apart_and_have_baselines_of_their_own(runs):
+    for name, methods, initial in (
+        ("drawn", [], {}),
+        ("begun", [], {"initial": "/elsewhere/large.pth"}),
+        ("kd-begun", ["kd"], {"initial": "/elsewhere/large.pth"}),
+    ):
+        write_run(runs / name, "distill", "resnet8", methods, {}, 0, 76.0)
+        path = runs / name / "config.toml"
+        path.write_text(toml(initial) + path.read_text())
+    shown = content([run for run in read_runs([runs])[0] if run.network == "resnet8"])
+    named = {group.runs[0].folder.name: group for group in shown.groups}
+    assert named["begun"].label == "no teacher (from large.pth in)"
+    assert named["drawn"].label == "no teacher"
+    assert shown.baseline(named["kd-begun"]) is named["begun"]
 
 
 def test_several_networks_are_named(runs, tmp_path):

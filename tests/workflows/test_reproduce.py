@@ -598,6 +598,7 @@ def test_a_cache_of_other_images_is_refused(whole: tuple[Path, Recipe], tmp_path
         (RECIPE.replace('method = "kd" }', 'method = "kda", layer = ["stage9"] }'), "'stage9'"),
         (RECIPE.replace('method = "kd" }', 'method = "fitnet", set = { "fitnet.weight" = -1 } }'), "is at least 0"),
         (FEW + '{ method = "at", taps = { x = "nothing" } }', "'nothing'"),
+        (FEW + '{ method = "at", initial = "weights.pth" }', "recipe mine: students begin from drawn weights"),
         (
             FEW + '{ method = "kda", layer = ["before_fc"], epochs = 1 }',
             "group tiny-few, resnet8-kda-before_fc-seed0: the term kda_before_fc becomes active in epoch 2",

@@ -14,7 +14,7 @@ from typing import Any
 from kdtool import files
 from kdtool.analysis.probe import probe_config
 from kdtool.engine.configuration import Values, extract_config, teach_config
-from kdtool.engine.distill import needs_of, staged
+from kdtool.engine.distill import DistillConfig, needs_of, staged
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import check_schedule, seeded, teacher_seed
@@ -54,9 +54,16 @@ def check(recipe: Recipe) -> None:
         search = searched(recipe, cell, []) if not cell.skip else None
         for task in [*tasks(recipe, cell, 1, []), *(search.tried if search else ())]:
             if task.config:
-                check_name(task.config.student)
+                check_student(recipe, task.config)
             if task.probe:
                 probe_config(Values("probe", task.probe, f"[probe] of group {task.group}"), Path())
+
+
+def check_student(recipe: Recipe, config: DistillConfig) -> None:
+    """Refuses a student that there is not, and one from a file: a row's configuration does not hold its content."""
+    check_name(config.student)
+    if config.initial:
+        raise UsageError(f"recipe {recipe.name}: students begin from drawn weights; take `initial` out of [distill]")
 
 
 def check_early(recipe: Recipe, group: Group) -> None:
