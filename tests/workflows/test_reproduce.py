@@ -243,6 +243,14 @@ def test_a_process_of_a_torchrun_takes_its_share(
     assert (code, "--share is for processes of their own" in error) == (2, True)
 
 
+def test_the_first_seed_of_all_cells_comes_before_the_second_of_any(whole: tuple[Path, Recipe]) -> None:
+    folder, _ = whole
+    for group in ("tiny", "tiny-few"):
+        seeds = [row["seed"] for row in Results(folder / "rows").rows(group)]
+        assert seeds == sorted(seeds)
+        assert set(seeds) == {0, 1}
+
+
 def test_teachers_that_came_out_otherwise_are_not_averaged(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
     folder, recipe = whole
     shutil.copytree(folder / "rows", tmp_path / "rows")

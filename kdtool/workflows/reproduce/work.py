@@ -104,10 +104,10 @@ class Work:
         return (self.folder / group.name / ORIGIN).exists() and self.workspace(group.name).teacher.exists()
 
     def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
-        """This share's tasks that have no row, each once."""
+        """This share's tasks that have no row, each once; the first seed of all cells before the second of any."""
         rows = self.rows(recipe, cells[0].group)
         own = share_of(list(wanted(recipe, cells, seeds, rows).values()), self.results.share)
-        return [task for task in own if not done(task, rows)]
+        return sorted((task for task in own if not done(task, rows)), key=lambda task: task.seed)
 
     def rows(self, recipe: Recipe, group: str) -> list[Row]:
         """The rows of a group's teacher, as far as it is known here; else of all of its teachers."""
