@@ -185,8 +185,12 @@ def drawn(read: Read, parts: Positions, both: tuple[int, int]) -> Iterator[tuple
 def rank_correlation(student: Matrix, teacher: Matrix) -> float | None:
     """Spearman's correlation over the pairs of unit rows; None where all dissimilarities of a side are equal."""
     above = np.triu_indices(len(student), 1)
-    of_student, of_teacher = (average_ranks(np.round(1 - (z @ z.T)[above], SAME_DECIMALS)) for z in (student, teacher))
-    return pearson(of_student, of_teacher)
+    return spearman(*(np.round(1 - (z @ z.T)[above], SAME_DECIMALS) for z in (student, teacher)))
+
+
+def spearman(a: Matrix, b: Matrix) -> float | None:
+    """Spearman's rank correlation of two sequences of values; None where one of them is constant."""
+    return pearson(average_ranks(a), average_ranks(b))
 
 
 def average_ranks(values: Matrix) -> Matrix:

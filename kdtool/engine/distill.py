@@ -22,16 +22,16 @@ from kdtool.data.preparation import check_views
 from kdtool.engine import checkpoint
 from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.device import choose_device, choose_precision, placed
-from kdtool.engine.finetune import classifier
+from kdtool.engine.finetune import head_rate
 from kdtool.engine.folder import Workspace
-from kdtool.engine.job import Bound, Job, check_keep, check_schedule, check_seed, seeded
+from kdtool.engine.job import Bound, Job, check_head_rate, check_keep, check_schedule, check_seed, seeded
 from kdtool.engine.lacking import check_cache, extract_command, identity_words, option_text
 from kdtool.engine.live import living
 from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import Ranks, alike, ranks
 from kdtool.engine.runs import RunFolder, begun, read_toml
 from kdtool.engine.state import Running
-from kdtool.engine.teach import check_head_rate, note_environment, plain_config, summary
+from kdtool.engine.teach import note_environment, plain_config, summary
 from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen, labelled, load_data, open_teacher_cache
@@ -485,8 +485,8 @@ def make_job(
     rule = seen_by(cache).rule()
     has_validation = "validation" in cache.layout.samples
     validated = [target for target in needs.targets if target.key in needs.validated]
-    rate = config.head_learning_rate
-    head = classifier(student, seen_by(cache).image_shape) if rate else ""
+    rates = config.head_learning_rate, config.recipe.learning_rate
+    head, head_factor = head_rate(student, seen_by(cache).image_shape, *rates)
     return Job(
         student=placed(student, device, precision),
         stages=stages,
@@ -504,6 +504,6 @@ def make_job(
         precision=precision,
         shuffle_block=config.shuffle_block or None,
         head=head,
-        head_factor=rate / config.recipe.learning_rate if rate else 1.0,
+        head_factor=head_factor,
         keep=config.keep_weights,
     )

@@ -50,6 +50,13 @@ def classifier(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     return path
 
 
+def head_rate(
+    model: nn.Module, image_shape: tuple[int, int, int], own: float | None, common: float
+) -> tuple[str, float]:
+    """(path of the classifier, its own learning rate by the common one); ("", 1.0) where it has none of its own."""
+    return (classifier(model, image_shape), own / common) if own is not None else ("", 1.0)
+
+
 def idle_modules(model: nn.Module, image_shape: tuple[int, int, int]) -> list[nn.Module]:
     """Layers without parameters, such as dropout or a plain BatchNorm, that run before the first one that trains."""
     order: list[nn.Module] = []

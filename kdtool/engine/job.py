@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -133,6 +134,12 @@ def check_keep(epochs: int | None) -> None:
     """Refuses a number of epochs that is none."""
     if epochs is not None and epochs < 1:
         raise UsageError(f"--keep-weights is at least 1, not {epochs}")
+
+
+def check_head_rate(rate: float | None) -> None:
+    """Refuses a learning rate of the classifier that is none."""
+    if rate is not None and not 0 < rate < math.inf:
+        raise UsageError(f"--head-lr is above 0 and finite, not {rate}")
 
 
 def check_seed(seed: int) -> None:

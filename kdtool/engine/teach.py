@@ -3,7 +3,6 @@
 It may begin from weights in a file, of which the classifier may be for other classes; and it may take them as they are.
 """
 
-import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
@@ -23,9 +22,18 @@ from kdtool.data.splits import Split, make_split
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.evaluate import accuracy
-from kdtool.engine.finetune import classifier, fixed_parameters
+from kdtool.engine.finetune import fixed_parameters, head_rate
 from kdtool.engine.folder import DEFAULT_STUDENT, DEFAULT_VIEWS, Workspace
-from kdtool.engine.job import Job, Labelled, check_keep, check_schedule, check_seed, seeded, teacher_seed
+from kdtool.engine.job import (
+    Job,
+    Labelled,
+    check_head_rate,
+    check_keep,
+    check_schedule,
+    check_seed,
+    seeded,
+    teacher_seed,
+)
 from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import Ranks, alike, ranks
 from kdtool.engine.runs import RunFolder, environment
@@ -110,12 +118,6 @@ class TeachConfig:
             raise UsageError(
                 "--as-is trains nothing: --freeze, --head-lr, --keep-weights, --selected and --sync-bn do not apply"
             )
-
-
-def check_head_rate(rate: float | None) -> None:
-    """Refuses a learning rate of the classifier that is none."""
-    if rate is not None and not 0 < rate < math.inf:
-        raise UsageError(f"--head-lr is above 0 and finite, not {rate}")
 
 
 def plain_config(command: str, config: Any) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def make_job(
     train_part, test = lesson.part("train", device), lesson.part("test", device)
     assert train_part is not None
     assert test is not None
-    rate = config.head_learning_rate
+    head, head_factor = head_rate(model, lesson.image_shape, config.head_learning_rate, config.recipe.learning_rate)
     network = synchronised(deepcopy(model)) if config.sync_bn else model
     return Job(
         student=placed(network, device, precision),
@@ -351,8 +353,8 @@ def make_job(
         precision=precision,
         fixed=fixed,
         moving=config.batchnorm == "train",
-        head=classifier(model, lesson.image_shape) if rate else "",
-        head_factor=rate / config.recipe.learning_rate if rate else 1.0,
+        head=head,
+        head_factor=head_factor,
         keep=config.keep_weights,
     )
 

@@ -1,5 +1,6 @@
 """Images, labels, splits and seeds belong together, held against the data set itself and not against the cache."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from made_up import PLAN, made_up, run_extract
 
-from kdtool import data, files
+from kdtool import files
 from kdtool.cache import open_cache
 from kdtool.data import splits
 from kdtool.data.batches import order_of_epoch, view_of_epoch
@@ -18,7 +19,7 @@ from kdtool.engine.distill import DistillConfig, distill, made_ready
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Labelled
 from kdtool.engine.ranks import Alone
-from kdtool.engine.teach import TeachConfig, read_lesson, teach
+from kdtool.engine.teach import TeachConfig, read_lesson
 from kdtool.engine.trained import load_network
 from kdtool.engine.workspace import read_record, read_split, split_path
 from kdtool.errors import DamageError
@@ -31,18 +32,11 @@ TEACH = TeachConfig("made_up", "resnet14", PLAN, student="resnet8", views=3, pre
 KD = DistillConfig("resnet8", (method("kd"),), PLAN, precision="float32")
 
 
-@pytest.fixture(autouse=True)
-def _data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATASETS, "made_up", made_up)
-
-
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    folder = tmp_path_factory.mktemp("work")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.DATASETS, "made_up", made_up)
-        teach(Workspace(folder), TEACH, Silent(), StopRequest())
-        return run_extract(folder, without=("srm",))
+def workspace(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A cache in float16, as a living teacher's answers are rounded."""
+    folder = shutil.copytree(taught, tmp_path_factory.mktemp("belonging") / "work")
+    return run_extract(folder, without=("srm",))
 
 
 def belongs(held: Labelled | None, images: np.ndarray, labels: np.ndarray) -> None:

@@ -208,25 +208,19 @@ def test_replay_finds_rows_that_are_shifted_by_one(whole: Whole) -> None:
 def test_replay_finds_labels_and_rows_of_another_data_set(whole: Whole, name: str) -> None:
     """Whose checksums fit, too."""
     workspace = whole()
-    body = files.read_json(workspace.cache / "manifest.json", "")
     cache = open_cache(workspace.cache)
-    (path,) = (path for path in body["files"] if path.startswith(f"test/{name}/"))
+    (path,) = (path for path in cache.manifest.files if path.startswith(f"test/{name}/"))
     values = {"labels": cache.labels, "index": cache.index}[name]("test").copy()
     values[0] = 1 - values[0]
-    content = encode(values, cache.manifest.grid_of(path))
-    (workspace.cache / path).unlink()
-    (workspace.cache / path).write_bytes(content)
-    for manifest in ("manifest.json", "manifest.copy.json"):
-        files.write_json(workspace.cache / manifest, {**body, "files": {**body["files"], path: record_of(content)}})
+    put(workspace.cache, {path: values})
     assert verify(workspace.cache) == []
     with pytest.raises(IdentityError, match=f"test/{name} of .* is not that of the data set and the split"):
         replay(workspace, 1, Again(), Silent(), np.random.default_rng(1))
 
 
 def shift_rows(root: Path) -> None:
-    """Moves every row of every array of the train part to the next sample, and records that as if it were right."""
-    body = files.read_json(root / "manifest.json", "")
-    cache = open_cache(root)
+    """Moves every row of every array of the train part to the next sample."""
+    cache, moved = open_cache(root), {}
     for key, contents in cache.contents.items():
         for name in contents.arrays:
             array = cache.array("train", key, name)
@@ -234,11 +228,18 @@ def shift_rows(root: Path) -> None:
                 rows = np.roll(array.read(view), 1, axis=0)
                 for chunk in range(array.grid.chunks):
                     piece = rows[chunk * array.grid.rows : (chunk + 1) * array.grid.rows]
-                    content = encode(piece, array.grid)
-                    path = array.grid.file(chunk, view)
-                    (root / path).unlink()
-                    (root / path).write_bytes(content)
-                    body["files"][path] = record_of(content)
+                    moved[array.grid.file(chunk, view)] = piece
+    put(root, moved)
+
+
+def put(root: Path, chunks: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+    """Writes other values into chunks, and records that as if it were right."""
+    body, manifest = files.read_json(root / "manifest.json", ""), open_cache(root).manifest
+    for path, values in chunks.items():
+        content = encode(values, manifest.grid_of(path))
+        (root / path).unlink()
+        (root / path).write_bytes(content)
+        body["files"][path] = record_of(content)
     for name in ("manifest.json", "manifest.copy.json"):
         files.write_json(root / name, body)
 

@@ -197,15 +197,13 @@ def correlated(found: Sequence[Line]) -> str:
     """
     import numpy as np
 
-    from kdtool.analysis.centred import pearson
-    from kdtool.analysis.rsa import average_ranks
+    from kdtool.analysis.rsa import spearman
 
     told = []
     for layer in layers_of(found):
-        both = [line for line in found if line.mean is not None and layer in line.losses]
-        means, losses = np.array([line.mean for line in both]), np.array([line.losses[layer] for line in both])
-        value = pearson(average_ranks(means), average_ranks(losses)) if len(both) >= FEWEST else None
-        told += [f"{value:+.2f} with loss {layer} ({len(both)} means)"] if value is not None else []
+        pairs = [(line.mean, line.losses[layer]) for line in found if line.mean is not None and layer in line.losses]
+        if len(pairs) >= FEWEST and (value := spearman(*np.array(pairs).T)) is not None:
+            told.append(f"{value:+.2f} with loss {layer} ({len(pairs)} means)")
     return f"rank correlation {', '.join(told)}" if told else ""
 
 
