@@ -226,7 +226,8 @@ def gram_gap(
     """Kernel transfer loss over all images of a part.
 
     ||K_T - K_S|| / ||K_T|| in the Frobenius norm, with K the matrix of inner products of all pairs of images, or of
-    another kernel. Exact, save for nystrom, which says how sure it is.
+    another kernel. Exact, save for nystrom, which says how sure it is. Scale is ||K_S|| / ||K_T||, alignment the cosine
+    of both: a loss is loss^2 = scale^2 + 1 - 2 scale alignment.
 
     Example: kdtool analyze gram-gap runs/* --by-class
     """
@@ -238,13 +239,14 @@ def gram_gap(
     columns: Columns = {
         "images": lambda result: f"{result['samples']:,}",
         "loss": lambda result: f"{result['loss']:.6f}",
+        "scale": lambda result: f"{result['scale']:.4f}",
+        "alignment": lambda result: f"{result['alignment']:.4f}",
     }
     if plan.kernel.name in ("rbf", "polynomial"):
         columns["95 % sure"] = sure
     if by_class:
         columns["within"] = lambda result: f"{100 * result['by_class']['within_share']:.1f} %"
         columns["worst class"] = worst_class
-    columns["algorithm"] = lambda result: result["algorithm"]
     name = "kernel transfer loss" if plan.kernel.name == "linear" else f"{plan.kernel.name} kernel transfer loss"
     finish("gram-gap", common, lambda *given: compute(given[0], given[1], plan, *given[2:]), name, columns, too_few)
 

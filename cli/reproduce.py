@@ -296,7 +296,7 @@ def table(
         for line in own:
             if text := tables.remark(line):
                 print_line(f"{line.column}: {text}")
-        if text := tables.correlated(own):
+        for text in tables.correlated(own):
             print_line(text)
     for path in [*([markdown] if markdown else []), *drawn]:
         print_line(f"wrote {path}")

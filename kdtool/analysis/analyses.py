@@ -70,7 +70,7 @@ def gram_gap(
     """The kernel transfer loss ||K_T - K_S|| / ||K_T|| of every student in every layer, over all images of a part.
 
     A result says its "run", "layer" and "part", and holds the fields of `kdtool.analysis.gram.GramGap`, "loss" among
-    them. Results and plots are kept in the folder of every run, below analysis/.
+    them, and its "scale" and "alignment". Results and plots are kept in the folder of every run, below analysis/.
     """
 
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
@@ -95,6 +95,11 @@ def gram_gap(
 def named(gap: gram.GramGap, class_names: tuple[str, ...]) -> gram.GramGap:
     """The gap, its classes with their names."""
     return replace(gap, by_class=gap.by_class and replace(gap.by_class, class_names=class_names))
+
+
+def plain(result: Any) -> dict[str, Any]:
+    """A result as JSON."""
+    return result.plain() if isinstance(result, gram.GramGap) else asdict(result)
 
 
 def of_layers(
@@ -122,7 +127,7 @@ def of_layers(
             progress.note(f"{analysis}: {layer} of {students} ({pairs.part})")
             for name, results in of(pairs, layer).items():
                 listed = results if isinstance(results, list) else [results]
-                found += [{**pairs.about(name, layer), **asdict(result)} for result in listed]
+                found += [{**pairs.about(name, layer), **plain(result)} for result in listed]
     if ranks.rank == 0:
         write(analysis, folders, found, progress)
     return found

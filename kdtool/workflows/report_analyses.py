@@ -10,6 +10,7 @@ from pathlib import Path
 from kdtool import files
 from kdtool.analysis import plots
 from kdtool.analysis.analysed import Probe
+from kdtool.analysis.gram import alignment
 from kdtool.analysis.kept import Result
 from kdtool.analysis.results import Group, Run
 from kdtool.workflows import page
@@ -34,6 +35,9 @@ class Measure:
 
 
 MEASURES = {  # in the order of the columns
+    "alignment": Measure(
+        "Alignment: the cosine of both kernels, which is the transfer loss without their sizes; 1 is best.", ".3f", 1
+    ),
     LOSS: Measure("Loss: the transfer loss with other kernels; 0 is best.", "", -1),
     "CKA": Measure("CKA: centred kernel alignment with the teacher; 1 is best.", ".3f", 1),
     "RSA": Measure("RSA: correlation of the likeness of pairs of images on both sides; 1 is best.", ".3f", 1),
@@ -115,6 +119,8 @@ def measures_of(run: Run) -> dict[Layer, Measures]:
     for gap in run.analysed.results.get("gram-gap", ()):
         if gap["kernel"] != "linear" or gap["nystrom_landmarks"] is not None:
             found.setdefault(place(gap), {})[f"{kernel(gap)} loss"] = gap["loss"]
+        else:
+            found.setdefault(place(gap), {})["alignment"] = alignment(gap)
     for said in run.analysed.results.get("similarity", ()):
         found.setdefault(place(said), {}).update(similarity(said))
     return found

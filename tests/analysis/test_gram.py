@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from dataclasses import asdict
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kdtool.analysis.features as features
-from kdtool.analysis.gram import gram_gap, transfer_loss
+from kdtool.analysis.gram import alignment, gram_gap, transfer_loss
 from kdtool.errors import UsageError
 
 ALGORITHMS = ("moments", "aligned", "blocked")
@@ -122,6 +123,10 @@ def test_all_algorithms_agree_with_the_dense_kernels(d_student, d_teacher, dtype
         )
         assert found.teacher_norm == pytest.approx(np.linalg.norm(kernel(teacher)), rel=1e-12, abs=0)
         assert found.student_norm == pytest.approx(np.linalg.norm(kernel(student)), rel=1e-12, abs=0)
+        k_student, k_teacher = kernel(student), kernel(teacher)
+        product = np.linalg.norm(k_student) * np.linalg.norm(k_teacher)
+        assert found.scale == pytest.approx(np.linalg.norm(k_student) / np.linalg.norm(k_teacher), rel=1e-12, abs=0)
+        assert found.alignment == pytest.approx(np.vdot(k_student, k_teacher) / product, rel=1e-12, abs=0)
         sizes = found.samples, found.student_width, found.teacher_width, found.algorithm
         assert sizes == (300, d_student, d_teacher, algorithm)
 
@@ -150,6 +155,7 @@ def test_a_student_of_zeros_has_the_loss_one(algorithm):
     teacher = sample(np.random.default_rng(2), 20, 5)
     found = gram_gap(np.zeros((20, 3)), teacher, algorithm=algorithm)
     assert (found.loss, found.student_norm) == (pytest.approx(1.0, rel=1e-15, abs=0), 0.0)
+    assert (found.scale, found.alignment) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -328,3 +334,17 @@ def test_properties(n, d_student, d_teacher, seed, close, factor):
     assert same(gram_gap(student, teacher, algorithm="blocked", block=16).loss)
     norms = gram_gap(student, teacher)
     assert abs(norms.student_norm - norms.teacher_norm) <= norms.difference_norm + 1e-12 * norms.teacher_norm
+    assert 0 <= norms.alignment <= 1
+    scaled = gram_gap(student * factor, teacher)
+    assert scaled.scale == pytest.approx(norms.scale * factor**2, rel=1e-12)
+    assert scaled.alignment == pytest.approx(norms.alignment, abs=1e-6)
+    least = transfer_loss(student * math.sqrt(norms.alignment / norms.scale), teacher)
+    assert least == pytest.approx(math.sqrt(1 - norms.alignment**2), abs=1e-6)
+    assert least <= loss + 1e-6
+
+
+def test_the_parts_of_a_gap_are_read_from_files_that_do_not_hold_them():
+    rng = np.random.default_rng(5)
+    gap = gram_gap(sample(rng, 40, 3), sample(rng, 40, 6))
+    assert gap.plain() == {**asdict(gap), "scale": gap.scale, "alignment": gap.alignment}
+    assert alignment(asdict(gap)) == gap.alignment

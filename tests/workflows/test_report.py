@@ -199,7 +199,7 @@ def test_one_run_folder_and_a_student_without_its_teacher(runs, tmp_path):
     assert (rows["teacher"][0], rows["teacher"][-2]) == ("78.44", "resnet34")
     assert "against transfer loss" not in source
     assert list(table_rows(write_report([runs / "teacher"], tmp_path / "teacher.html").read_text())) == ["teacher"]
-    assert write_report([runs.parent], tmp_path / "all.html").read_text().count("<tbody>") == 3
+    assert write_report([runs.parent], tmp_path / "all.html").read_text().count("<tbody>") == 5
 
 
 def test_text_of_the_runs_is_escaped(tmp_path):

@@ -117,6 +117,7 @@ def test_other_kernels_and_similarity_are_means_over_seeds(runs):
     assert "after_fc, test images" in shown
     assert re.findall('<th scope="col">(.*?)</th>', shown) == [
         "run",
+        "alignment",
         "cosine loss",
         "RBF (1,000 landmarks) loss",
         "CKA",
@@ -126,17 +127,28 @@ def test_other_kernels_and_similarity_are_means_over_seeds(runs):
         "ECE (%)",
     ]
     rows = table_rows(shown)
-    assert rows["kd"][:3] == ["", "0.250 ± 0.071", "0.850 ± 0.071"]
-    assert float(rows["no teacher"][0]) == pytest.approx(FOUND["gram-gap"][1]["loss"], rel=5e-3)
+    assert rows["kd"][:4] == ["", "", "0.250 ± 0.071", "0.850 ± 0.071"]
+    assert float(rows["no teacher"][1]) == pytest.approx(FOUND["gram-gap"][1]["loss"], rel=5e-3)
     said = SIMILAR["predictions"]
-    assert rows["no teacher"][4:] == [
+    assert rows["no teacher"][5:] == [
         f"{100 * said['agreement']:.2f}",
         f"{said['kl']:.4f}"[:6],
         f"{100 * said['student']['calibration_error']:.2f}",
     ]
-    assert rows["teacher"][6] == f"{100 * said['teacher']['calibration_error']:.2f}"
-    assert set(rows["teacher"][:6]) == {""}
+    assert rows["teacher"][7] == f"{100 * said['teacher']['calibration_error']:.2f}"
+    assert set(rows["teacher"][:7]) == {""}
     assert "RSA: correlation" in shown
+
+
+def test_the_direction_of_a_kernel_is_shown_without_its_size(runs):
+    run = runs / "kda"
+    keep(run, "gram-gap", [gap(run, "before_fc", 0.25), gap(run, "after_fc", 0.5)])
+    shown = section(report(runs), "Other kernels and similarity")
+    assert re.findall('<th scope="col">(.*?)</th>', shown) == ["run", "alignment"] * 2
+    assert "Alignment: the cosine of both kernels" in shown
+    for loss in (0.25, 0.5):
+        cosine = (0.9**2 + 1 - loss**2) / (2 * 0.9)  # made-up kernels have nine tenths of the teacher's norm
+        assert f">{cosine:.3f}<" in shown
 
 
 def test_a_linear_kernel_that_was_approximated_is_not_taken_for_the_exact_one(runs):

@@ -140,6 +140,8 @@ def test_a_table_shows_what_the_runs_gave(whole: tuple[Path, Recipe]) -> None:
         ]
         before = [result["loss"] for gap in gaps for result in gap["results"] if result["layer"] == "before_fc"]
         assert line.losses["before_fc"] == pytest.approx(statistics.mean(before), abs=1e-12)
+        near = [result["alignment"] for gap in gaps for result in gap["results"] if result["layer"] == "before_fc"]
+        assert line.alignments["before_fc"] == pytest.approx(statistics.mean(near), abs=1e-12)
         teacher = json.loads((folder / "work" / group / "teacher.json").read_text())
         assert (found[row, "teacher"].mean, found[row, "teacher"].seeds) == (teacher["test_accuracy"], 1)
         assert found[row, "ONE"].note == "ONE trains without a fixed teacher"
@@ -482,15 +484,21 @@ def test_a_table_says_whether_lower_losses_go_with_higher_accuracies(whole: tupl
     blank = tables.lines(recipe, Results(folder / "rows"))[0]
     means = [90.0, 91.0, 91.0, 88.0, 95.0, 70.0]
     losses = [0.5, 0.1, 0.3, 0.3, 0.2, 0.9]
-    found = [replace(blank, mean=mean, losses={"fc": loss}) for mean, loss in zip(means, losses, strict=True)]
+    alignments = [0.7, 0.9, 0.8, 0.6, 0.95, 0.99]
+    found = [
+        replace(blank, mean=mean, losses={"fc": loss}, alignments={"fc": alignment})
+        for mean, loss, alignment in zip(means, losses, alignments, strict=True)
+    ]
     others = [replace(blank, mean=None), replace(blank, mean=99.9, losses={})]
-    value = stats.spearmanr(means, losses).statistic
-    assert tables.correlated([*others, *found]) == f"rank correlation {value:+.2f} with loss fc (6 means)"
-    assert tables.correlated(found[:4]) == ""
+    loss, alignment = (stats.spearmanr(means, of).statistic for of in (losses, alignments))
+    said = [f"fc: rank correlation of 6 means {loss:+.2f} with the loss, {alignment:+.2f} with the alignment"]
+    assert tables.correlated([*others, *found]) == said
+    assert tables.correlated(found[:4]) == []
     rows = Results(folder / "rows")
-    assert f"\nmade up: {tables.correlated(found)}." in tables.markdown(
-        recipe, rows, [replace(line, row="made up") for line in found]
-    )
+    page = tables.markdown(recipe, rows, [replace(line, row="made up") for line in found])
+    assert f"\nmade up, {said[0]}." in page
+    assert "| loss fc | alignment fc |" in page
+    assert "| 0.5000 | 0.7000 |" in page
 
 
 def test_recipes_of_one_group_are_planned_once(whole: tuple[Path, Recipe], made: Made, tmp_path: Path) -> None:

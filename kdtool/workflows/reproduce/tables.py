@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,9 +28,9 @@ class Line:
 
     group: the one that made its teacher; teacher: the beginning of its SHA-256. mean, sd: over `seeds` runs, in the
     unit of the printed number, else in percent. sd: of the sample, None of one run. printed, printed_sd: the paper's;
-    difference: ours less the paper's. losses: layer -> mean kernel transfer loss of the students. chosen: options that
-    a search found; tried: all of its options with their accuracy on the validation part. note: why there is nothing, or
-    what else is to be said.
+    difference: ours less the paper's. losses: layer -> mean kernel transfer loss of the students; alignments: layer ->
+    mean alignment of their kernels with the teacher's. chosen: options that a search found; tried: all of its options
+    with their accuracy on the validation part. note: why there is nothing, or what else is to be said.
     """
 
     row: str
@@ -44,6 +44,7 @@ class Line:
     printed_sd: float | None
     difference: float | None
     losses: Mapping[str, float] = field(default_factory=dict)
+    alignments: Mapping[str, float] = field(default_factory=dict)
     chosen: Mapping[str, Any] | None = None
     tried: tuple[tuple[Mapping[str, Any], float], ...] = ()
     note: str = ""
@@ -51,6 +52,12 @@ class Line:
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+MEASURES: Mapping[str, Callable[[Line], Mapping[str, float]]] = {  # of kernels, in the order of the columns
+    "loss": lambda line: line.losses,
+    "alignment": lambda line: line.alignments,
+}
 
 
 def lines(recipe: Recipe, results: Results, seeds: int | None = None) -> list[Line]:
@@ -103,7 +110,8 @@ def _line(
         printed=paper.mean if paper else None,
         printed_sd=paper.sd if paper else None,
         difference=mean - paper.mean if paper and mean is not None else None,
-        losses=_losses(rows),
+        losses=_means(rows, lambda gap: gap["loss"]),
+        alignments=_means(rows, _alignment),
         chosen=search.chosen if search else None,
         tried=tuple((dict(options), score) for options, score in search.scores) if search else (),
         note=note,
@@ -147,14 +155,20 @@ def score(recipe: Recipe, cell: Cell, row: Row) -> float:
     return 100 - accuracy if cell.printed and cell.printed.unit == ERROR else accuracy
 
 
-def _losses(rows: Sequence[Row]) -> dict[str, float]:
-    """layer -> mean kernel transfer loss over the rows that were analysed."""
+def _means(rows: Sequence[Row], measure: Callable[[Result], float]) -> dict[str, float]:
+    """layer -> mean of a measure of the linear kernels, over the rows that were analysed."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        for result in row["analyses"].get("gram-gap", ()):
-            if result.get("part") == "train" and result.get("kernel", "linear") == "linear":
-                found.setdefault(result["layer"], []).append(result["loss"])
-    return {layer: statistics.fmean(losses) for layer, losses in found.items() if None not in losses}
+        for gap in row["analyses"].get("gram-gap", ()):
+            if gap.get("part") == "train" and gap.get("kernel", "linear") == "linear":
+                found.setdefault(gap["layer"], []).append(measure(gap))
+    return {layer: statistics.fmean(values) for layer, values in found.items()}
+
+
+def _alignment(gap: Result) -> float:
+    from kdtool.analysis.gram import alignment
+
+    return alignment(gap)
 
 
 def number(value: float | None, sd: float | None = None, digits: int = 2) -> str:
@@ -167,10 +181,10 @@ def number(value: float | None, sd: float | None = None, digits: int = 2) -> str
 def cells(line: Line, found: Sequence[Line]) -> list[str]:
     """What the table of all lines that were found shows of one, under `header`; a dash where a note says why not."""
     difference = "" if line.difference is None else f"{line.difference:+.2f}"
-    losses = [number(line.losses.get(layer), digits=4) for layer in layers_of(found)]
+    kernels = [number(of(line).get(layer), digits=4) for layer in layers_of(found) for of in MEASURES.values()]
     ours = number(line.mean, line.sd) or (line.note if line.note == NOT_RUN else "-")
     theirs = [number(line.printed, line.printed_sd), difference] if beside_printed(found) else []
-    return [ours, str(line.seeds or ""), *theirs, *losses]
+    return [ours, str(line.seeds or ""), *theirs, *kernels]
 
 
 def remark(line: Line) -> str:
@@ -191,9 +205,11 @@ def layers_of(found: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(layer for line in found for layer in line.losses))
 
 
-def correlated(found: Sequence[Line]) -> str:
-    """Spearman's correlation of the means with the kernel transfer losses, over the lines that have both; empty where
-    they are few. The papers' claim is that a lower loss goes with a better student.
+def correlated(found: Sequence[Line]) -> list[str]:
+    """A sentence for every layer: how the means go with the losses and alignments of the lines that have them.
+
+    Spearman's correlations; nothing where the lines are few. The papers' claim is that a lower loss goes with a better
+    student.
     """
     import numpy as np
 
@@ -201,10 +217,14 @@ def correlated(found: Sequence[Line]) -> str:
 
     told = []
     for layer in layers_of(found):
-        pairs = [(line.mean, line.losses[layer]) for line in found if line.mean is not None and layer in line.losses]
-        if len(pairs) >= FEWEST and (value := spearman(*np.array(pairs).T)) is not None:
-            told.append(f"{value:+.2f} with loss {layer} ({len(pairs)} means)")
-    return f"rank correlation {', '.join(told)}" if told else ""
+        known = [line for line in found if line.mean is not None and layer in line.losses]
+        if len(known) < FEWEST:
+            continue
+        means = np.array([line.mean for line in known])
+        values = {name: spearman(means, np.array([of(line)[layer] for line in known])) for name, of in MEASURES.items()}
+        said = [f"{value:+.2f} with the {name}" for name, value in values.items() if value is not None]
+        told += [f"{layer}: rank correlation of {len(known)} means {', '.join(said)}"] if said else []
+    return told
 
 
 def beside_printed(found: Sequence[Line]) -> bool:
@@ -221,7 +241,8 @@ def mixed(found: Sequence[Line]) -> bool:
 def header(found: Sequence[Line]) -> list[str]:
     """The names of the columns that `cells` gives."""
     theirs = ["paper", "difference"] if beside_printed(found) else []
-    return ["here", "seeds", *theirs, *(f"loss {layer}" for layer in layers_of(found))]
+    kernels = [f"{measure} {layer}" for layer in layers_of(found) for measure in MEASURES]
+    return ["here", "seeds", *theirs, *kernels]
 
 
 def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
@@ -239,8 +260,8 @@ def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
         shown = [text.replace("|", "\\|") for text in [*named, *cells(line, found)]]
         page.append(f"| {' | '.join(shown)} |")
     page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
-    of_rows = {row: correlated([line for line in found if line.row == row]) for row in rows}
-    page += [f"\n{row}: {text}." for row, text in of_rows.items() if text]
+    for row in rows:
+        page += [f"\n{row}, {text}." for text in correlated([line for line in found if line.row == row])]
     return "\n".join(page) + "\n"
 
 
