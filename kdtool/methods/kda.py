@@ -5,6 +5,9 @@ kernel is drawn to the teacher's (Eq. 4). By default as the official code does i
 
 * landmarks of both sides are means over the rows that the previous epoch used, so they move with the student. The
   counts are taken anew every epoch (the official code takes them in epoch 0 only, and a resumed run divides by zero).
+* `landmark_momentum` keeps a share of the last landmarks in the new ones. The official code keeps none, and then a
+  student that learns fast enough does not settle: landmarks s times too large are met by features 1/s times too large,
+  of which the next landmarks are made. 0.5 ends this at once, since it takes the mean of both.
 * `teacher_landmarks=fixed` holds the teacher's side at the mean of the cache's centres, as Eq. 3 reads.
 * `landmarks=random` takes single images (Fig. 2), `landmarks=kmeans` several centres per class (Fig. 7).
 * `whiten` multiplies C by W^(-1/2), the form of Corollary 1 (Fig. 6), over the `rank` largest eigenvalues.
@@ -96,16 +99,18 @@ class Landmarks(nn.Module):
         self.teacher_sums.index_add_(0, bins, teacher.double() * used[:, None])
         self.counts.index_add_(0, bins, used)
 
-    def renew(self, teacher_fixed: bool, rank: int | None) -> None:
+    def renew(self, teacher_fixed: bool, rank: int | None, momentum: float = 0.0) -> None:
         """Takes the means of the epoch as landmarks; a landmark without rows keeps its last value.
 
-        rank: None leaves the landmarks as they are, a number whitens them over so many eigenvalues.
+        rank: None leaves the landmarks as they are, a number whitens them over so many eigenvalues. momentum: the share
+        of the last value that stays in the new one, save in the first of a landmark.
         """
-        filled = (self.counts > 0)[:, None]
+        share = self.student.any(1).double() * momentum  # landmarks are zeros until they are made
+        share = torch.where(self.counts > 0, share, 1.0)[:, None]
         divisor = self.counts.clamp(min=1)[:, None]
-        self.student = torch.where(filled, (self.student_sums / divisor).float(), self.student)
+        self.student = (share * self.student + (1 - share) * self.student_sums / divisor).float()
         if not teacher_fixed:
-            self.teacher = torch.where(filled, (self.teacher_sums / divisor).float(), self.teacher)
+            self.teacher = (share * self.teacher + (1 - share) * self.teacher_sums / divisor).float()
         self.student_used = self.student.clone() if rank is None else whitened(self.student, rank)
         self.teacher_used = self.teacher.clone() if rank is None else whitened(self.teacher, rank)
         for sums in (self.student_sums, self.teacher_sums, self.counts):
@@ -118,6 +123,7 @@ class KDA(Method):
 
     layers: taps, maps are averaged over space; several are summed. weight: alpha at B = 256 and 100 landmarks.
     landmarks: class, kmeans or random. centres: per class, for kmeans. count: of random ones, 0 for one a class.
+    landmark_momentum: share of the last landmarks in the new ones, below 1; none keeps nothing of them.
     teacher_landmarks: epoch or fixed. whiten: the W variant, over `rank` eigenvalues (0: all). start: first epoch in
     which the term is active; none takes round(epochs * 5 / 120), at least 1.
     """
@@ -134,6 +140,7 @@ class KDA(Method):
     whiten: bool = False
     rank: int = 0
     start: int | None = None
+    landmark_momentum: float | None = None
 
     def __post_init__(self) -> None:
         need(bool(self.layers), "option kda.layers names at least one layer")
@@ -152,6 +159,10 @@ class KDA(Method):
         need(
             self.start is None or self.start >= 1,
             f"option kda.start is at least 1, not {self.start}: landmarks come from the epoch before",
+        )
+        need(
+            self.landmark_momentum is None or 0 <= self.landmark_momentum < 1,
+            f"option kda.landmark_momentum is at least 0 and below 1, not {self.landmark_momentum}",
         )
         need(
             not (self.fixed and self.landmarks == "random"),
@@ -235,7 +246,7 @@ class KDA(Method):
     def after_epoch(self, adapters: nn.Module) -> None:
         """Renews the landmarks."""
         for state in adapters.children():
-            cast(Landmarks, state).renew(self.fixed, self.rank if self.whiten else None)
+            cast(Landmarks, state).renew(self.fixed, self.rank if self.whiten else None, self.landmark_momentum or 0)
 
     def _sides(self, student: Taps, cached: Cached, adapters: nn.Module) -> list[tuple[str, Landmarks, Tensor, Tensor]]:
         modules = dict(adapters.named_children())

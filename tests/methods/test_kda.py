@@ -198,10 +198,12 @@ def test_landmarks_are_the_means_of_the_rows_that_the_epoch_used(data: st.DataOb
     """Whatever the bins, the order, the batches, and the rows that a subset or an incomplete batch leaves out."""
     samples, count = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 5))
     bins = data.draw(arrays(np.int64, samples, elements=st.integers(-1, count - 1)))
+    momentum = data.draw(st.sampled_from([0.0, 0.3, 0.5]))
     state = Landmarks(torch.from_numpy(bins), count, 2, 3)
     random = np.random.default_rng(seed)
     ours, theirs = np.zeros((count, 2)), np.zeros((count, 3))
-    for _ in range(3):
+    made = np.zeros(count, dtype=bool)
+    for _ in range(4):
         used = data.draw(st.permutations(range(samples)))[: data.draw(st.integers(0, samples))]
         student = random.normal(size=(samples, 2)).astype(np.float32)
         teacher = random.normal(size=(samples, 3)).astype(np.float32)
@@ -210,9 +212,14 @@ def test_landmarks_are_the_means_of_the_rows_that_the_epoch_used(data: st.DataOb
             chosen = torch.tensor(used[start : start + size])
             state.accumulate(chosen, torch.from_numpy(student)[chosen], torch.from_numpy(teacher)[chosen])
         before = state.student.clone()
-        state.renew(teacher_fixed=False, rank=None)
+        state.renew(teacher_fixed=False, rank=None, momentum=momentum)
+        last = ours, theirs
         ours, filled = naive_means(ours, bins, used, student, count)
         theirs, _ = naive_means(theirs, bins, used, teacher, count)
+        for means, held in zip((ours, theirs), last, strict=True):
+            again = filled & made
+            means[again] = momentum * held[again] + (1 - momentum) * means[again]
+        made |= filled
         np.testing.assert_allclose(state.student, ours, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(state.teacher, theirs, rtol=1e-6, atol=1e-7)
         assert torch.equal(state.student[~torch.from_numpy(filled)], before[~torch.from_numpy(filled)])
@@ -221,6 +228,29 @@ def test_landmarks_are_the_means_of_the_rows_that_the_epoch_used(data: st.DataOb
         for sums in (state.student_sums, state.teacher_sums, state.counts):
             assert sums.dtype == torch.float64
             assert not sums.any()
+
+
+@pytest.mark.parametrize(("momentum", "sizes"), [(0.0, [2, 0.5, 2, 0.5, 2]), (0.5, [2, 0.5, 0.8, 40 / 41])])
+def test_a_student_that_follows_within_an_epoch_settles_with_momentum_alone(momentum: float, sizes: list) -> None:
+    """Features that make their products with the landmarks the teacher's, whose features have the size 1."""
+    state, own = Landmarks(torch.zeros(1, dtype=torch.int64), 1, 1, 1), 2.0
+    for size in sizes:
+        assert own == pytest.approx(size, rel=1e-6)
+        state.accumulate(torch.tensor([0]), torch.tensor([[own]]), torch.ones(1, 1))
+        state.renew(teacher_fixed=False, rank=None, momentum=momentum)
+        assert float(state.teacher) == 1
+        own = 1 / float(state.student)
+    assert (abs(own - 1) < 0.02) == (momentum > 0)
+
+
+def test_landmarks_move_with_the_momentum_that_is_asked_for(make_facts, make_batch) -> None:
+    kda = asked(landmark_momentum="0.25")
+    module, facts = kda.adapters(STUDENT, TEACHER, make_facts(LABELS, 4), {}), []
+    for seed in (0, 1):
+        rows = random_rows(kda, 11, seed)
+        epoch(kda, module, rows, make_batch)
+        facts.append(naive_means(np.zeros((4, 3)), LABELS, list(range(11)), rows["before_fc"], 4)[0])
+    np.testing.assert_allclose(module["before_fc"].student, 0.25 * facts[0] + 0.75 * facts[1], rtol=1e-5, atol=1e-6)
 
 
 def test_sums_hold_what_float32_would_lose() -> None:
@@ -491,6 +521,8 @@ def test_a_layer_that_a_network_lacks_is_refused_by_name(layer: str, lacking: st
         {"count": -1},
         {"rank": -1},
         {"start": 0},
+        {"landmark_momentum": -0.1},
+        {"landmark_momentum": 1.0},
         {"landmarks": "random", "teacher_landmarks": "fixed"},
     ],
 )
