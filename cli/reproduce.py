@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdtool import files
 from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, in_units, print_json, print_line, print_table
@@ -60,6 +61,7 @@ Weights = Annotated[
     typer.Option("--weights", metavar="FOLDER", help="Folder of the weights that teachers begin from."),
 ]
 PLACE = Path("reproduce")
+FLAGS = {"taps": "tap", "initial": "from", "head_learning_rate": "head-lr"}  # keys that are no option's name
 
 
 @app.callback()
@@ -164,8 +166,10 @@ def words(cell: "Cell") -> list[str]:
 
 
 def option(name: str, value: Any) -> list[str]:
-    """A key of a configuration as options of a command line."""
-    flag = f"--{name.replace('taps', 'tap').replace('_', '-')}"
+    """A key of a configuration as options of a command line; a [recipe] as a file for --config has it."""
+    if name == "recipe" and isinstance(value, dict):
+        return [f"[recipe] {key} = {files.canonical(item)}" for key, item in value.items()]
+    flag = f"--{FLAGS.get(name, name.replace('_', '-'))}"
     if isinstance(value, dict):
         return [f"{flag} {key}={item}" for key, item in value.items()]
     if value is True:
@@ -242,10 +246,8 @@ def run(
         share = f"{found[0]}/{found[1]}"
     kept = _results(folder, results, share)
     with Shown(quiet) as shown, shown.stoppable() as stop:
-        waiting = 0
-        for recipe in recipes:
-            work = _work(folder, kept, shown, stop, data_folder, weights, device)
-            waiting += work.run(recipe, chosen(recipe, only), seeds or recipe.seeds)
+        work = _work(folder, kept, shown, stop, data_folder, weights, device)
+        waiting = work.run([(recipe, chosen(recipe, only), seeds or recipe.seeds) for recipe in recipes])
     if waiting:
         print_line(f"{waiting} cells wait for the searches of other shares; run this again when those have ended")
     where = ["--results", str(results)] if results else ["--folder", str(folder)] if folder != PLACE else []
@@ -273,7 +275,6 @@ def table(
 
     Example: kdtool reproduce table digits
     """
-    from kdtool import files
     from kdtool.workflows.reproduce import tables
     from kdtool.workflows.reproduce.recipe import load
 

@@ -457,13 +457,18 @@ def check_placements(cache: Cache, views: int) -> None:
 
 def seen_by(cache: Cache) -> Seen:
     """How the teacher saw the data set of a cache, the augmentation of its views included."""
-    about, how = cache.identity["data"], cache.identity["preprocessing"]
+    return seen_in(cache.identity, cache.layout.classes)
+
+
+def seen_in(identity: Mapping[str, Any], classes: int) -> Seen:
+    """The same from the identity of a cache."""
+    about, how = identity["data"], identity["preprocessing"]
     return Seen(
         about["name"],
         about["digest"],
-        cache.layout.classes,
+        classes,
         tuple(about["image_shape"]),
-        cache.identity["augmentation"],
+        identity["augmentation"],
         tuple(how["mean"]),
         tuple(how["std"]),
     )

@@ -16,12 +16,12 @@ from kdtool.data import DATASETS
 from kdtool.engine.folder import Workspace
 from kdtool.errors import DamageError, HeldError, IdentityError, Stopped, UsageError
 from kdtool.progress import Silent, StopRequest
-from kdtool.workflows.reproduce import ahead, tables, work
+from kdtool.workflows.reproduce import ahead, plans, tables, work
 from kdtool.workflows.reproduce.plans import plan
 from kdtool.workflows.reproduce.printed import Printed
 from kdtool.workflows.reproduce.recipe import Recipe, load
 from kdtool.workflows.reproduce.rows import Results, Row, copy_teacher
-from kdtool.workflows.reproduce.tasks import searched, tasks
+from kdtool.workflows.reproduce.tasks import Task, searched, share_of, tasks
 from kdtool.workflows.reproduce.work import Work
 from tests.support.made_up import made_up
 from tests.support.stopping import StopAfter
@@ -75,6 +75,12 @@ FEW = f"""{RECIPE}
 column = "more"
 only = {{ row = ["few"] }}
 distill = """
+PROBED = f"""{RECIPE}
+[[method]]
+column = "probed"
+only = {{ row = ["all"] }}
+distill = {{ method = "kd" }}
+probe = """
 Made = Callable[..., Work]
 Typed = Callable[[str], tuple[int, str, str]]
 
@@ -107,7 +113,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Reci
         patch.setitem(DATASETS, "made_up", made_up)
         found = written(folder, RECIPE)
         made = Work(folder / "work", Results(folder / "rows"), Silent(), StopRequest())
-        made.run(found, found.cells, found.seeds)
+        made.run([(found, found.cells, found.seeds)])
         yield folder, found
 
 
@@ -182,7 +188,7 @@ def test_finished_cells_are_never_run_again(
 
     for name in ("distill", "extract", "teach"):
         monkeypatch.setattr(work, name, no)
-    made().run(recipe, recipe.cells, recipe.seeds)
+    made().run([(recipe, recipe.cells, recipe.seeds)])
     assert {path: path.read_bytes() for path in (tmp_path / "rows").rglob("rows.jsonl")} == before
 
 
@@ -192,7 +198,7 @@ def test_another_machine_goes_on_with_the_teacher_that_was_kept(
     folder, recipe = whole
     shutil.copytree(folder / "rows", tmp_path / "rows")
     monkeypatch.delattr(work, "teach")
-    made("elsewhere").run(recipe, recipe.cells, 3)
+    made("elsewhere").run([(recipe, recipe.cells, 3)])
     rows = all_rows(tmp_path)
     assert len({row["teacher"]["sha256"] for row in rows}) == 1
     assert len(rows) == len(all_rows(folder)) + 4
@@ -208,8 +214,8 @@ def test_a_stopped_run_goes_on_to_the_same_rows(
 ) -> None:
     folder, _ = whole
     with pytest.raises(Stopped):
-        made(stop=StopAfter(points)).run(recipe, recipe.cells[:3], recipe.seeds)
-    made().run(recipe, recipe.cells[:3], recipe.seeds)
+        made(stop=StopAfter(points)).run([(recipe, recipe.cells[:3], recipe.seeds)])
+    made().run([(recipe, recipe.cells[:3], recipe.seeds)])
     found = weights(all_rows(tmp_path))
     assert found == {key: value for key, value in weights(all_rows(folder)).items() if key in found}
     assert len(found) == 5
@@ -222,7 +228,7 @@ def test_shares_are_disjoint_and_make_the_whole(
     found = []
     for number in (1, 2, 3):
         before = set(weights(all_rows(tmp_path)))
-        made(share=(number, 3)).run(recipe, recipe.cells, recipe.seeds)
+        made(share=(number, 3)).run([(recipe, recipe.cells, recipe.seeds)])
         found.append(set(weights(all_rows(tmp_path))) - before)
     assert sum(map(len, found)) == len(set.union(*found)) == len(all_rows(folder))
     assert min(map(len, found)) >= 2
@@ -239,7 +245,7 @@ def test_a_process_of_a_torchrun_takes_its_share(
     assert "RANK" not in os.environ
     names = {path.name for path in (tmp_path / "rows").rglob("rows*.jsonl")}
     assert names == {"rows-2-of-2.jsonl"}
-    assert len(all_rows(tmp_path)) == 4  # of ten
+    assert 2 <= len(all_rows(tmp_path)) <= 8  # of ten
     monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
     code, _, error = typed(f"{line} --share 1/2")
     assert (code, "--share is for processes of their own" in error) == (2, True)
@@ -316,7 +322,7 @@ distill = { method = "kd" }
 
 def test_a_student_and_an_early_checkpoint_become_teachers(tmp_path: Path, made: Made) -> None:
     recipe = written(tmp_path, CHAIN)
-    made().run(recipe, recipe.cells, 1)
+    made().run([(recipe, recipe.cells, 1)])
     first = tmp_path / "work/first"
     kept = json.loads((first / "runs/teacher/weights/index.json").read_text())["weights"]
     of = {group: json.loads((tmp_path / f"work/{group}/teacher.json").read_text()) for group in ("early", "after")}
@@ -352,7 +358,7 @@ def test_a_chain_that_cannot_be_made_is_refused_before_its_first_link(
     assert old in CHAIN
     recipe = written(tmp_path, CHAIN.replace(old, new))
     with pytest.raises(UsageError, match=words):
-        made().run(recipe, recipe.cells, 1)
+        made().run([(recipe, recipe.cells, 1)])
 
 
 SEARCH = """
@@ -381,7 +387,7 @@ distill = { method = "kd", set = { task = 0.1 } }
 def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> None:
     recipe = written(tmp_path, SEARCH)
     assert [task.seed for task in tasks(recipe, recipe.cells[0], 2, [])] == [0] * 4
-    made().run(recipe, recipe.cells, 2)
+    made().run([(recipe, recipe.cells, 2)])
     rows = Results(tmp_path / "rows").rows("held")
     assert len(rows) == 5  # four points, one of which is the first seed of the cell
     found = searched(recipe, recipe.cells[0], rows)
@@ -422,7 +428,7 @@ def test_a_search_takes_the_mean_over_its_seeds(tmp_path: Path, made: Made) -> N
     recipe = written(tmp_path, f"search_seeds = 2\n{SEARCH}")
     (planned,) = plan(made(), [(recipe, recipe.cells, 3)])
     assert (planned.tasks, planned.left) == (9, 9)  # four points twice, of which the best has a third seed
-    made().run(recipe, recipe.cells, 3)
+    made().run([(recipe, recipe.cells, 3)])
     rows = Results(tmp_path / "rows").rows("held")
     assert len(rows) == 9
     found = searched(recipe, recipe.cells[0], rows)
@@ -442,7 +448,7 @@ def test_a_search_needs_a_validation_part(tmp_path: Path, made: Made, monkeypatc
     recipe = written(tmp_path, SEARCH.replace(", validation = 16", ""))
     monkeypatch.delattr(work, "distill")
     with pytest.raises(UsageError, match="holds no images out for validation"):
-        made().run(recipe, recipe.cells, 2)
+        made().run([(recipe, recipe.cells, 2)])
 
 
 def test_a_table_of_selected_weights_says_where_none_were_selected(whole: tuple[Path, Recipe]) -> None:
@@ -531,7 +537,7 @@ def test_the_plan_knows_the_bytes_and_writes_nothing(whole: tuple[Path, Recipe],
     for group in ("tiny", "tiny-few"):
         chunks = [path for path in (folder / "work" / group / "cache.zarr").rglob("c/**/*") if path.is_file()]
         assert found[group].bytes == sum(path.stat().st_size for path in chunks)
-        assert (found[group].tasks, found[group].left, found[group].held) == (5, 4, 0)
+        assert (found[group].tasks, found[group].left, found[group].held) == (4, 4, 0)
         assert found[group].distill_hours > 0 < found[group].live_hours
     assert found["tiny"].teach_hours > 0 == found["tiny-few"].teach_hours
     there = Work(folder / "work", Results(folder / "rows"), Silent(), StopRequest())
@@ -559,18 +565,18 @@ def test_a_torn_last_row_is_left_out_and_a_damaged_one_told_of(whole: tuple[Path
 def test_analyses_that_are_asked_for_later_are_added(tmp_path: Path, made: Made) -> None:
     small = RECIPE.replace("seeds = 2", "seeds = 1").replace('analyze = ["gram-gap"]\n', "")
     first = written(tmp_path, small)
-    made().run(first, first.cells[:2], 1)
+    made().run([(first, first.cells[:2], 1)])
     second = written(tmp_path, 'analyze = ["gram-gap"]\n' + small)
-    made().run(second, second.cells[:2], 1)
+    made().run([(second, second.cells[:2], 1)])
     rows = Results(tmp_path / "rows").rows("tiny")
     assert [sorted(row["analyses"]) for row in rows] == [["gram-gap"]] * 2
     (path,) = (tmp_path / "rows/tiny").glob("*/rows.jsonl")
     assert len(path.read_text().splitlines()) == 4
-    made().run(first, first.cells[:2], 1)
+    made().run([(first, first.cells[:2], 1)])
     assert len(path.read_text().splitlines()) == 4
     third = written(tmp_path, 'analyze = ["similarity"]\n' + small)
     for _ in range(2):
-        made().run(third, third.cells[:2], 1)
+        made().run([(third, third.cells[:2], 1)])
         assert len(path.read_text().splitlines()) == 6
     rows = Results(tmp_path / "rows").rows("tiny")
     assert [sorted(row["analyses"]) for row in rows] == [["gram-gap", "similarity"]] * 2
@@ -600,7 +606,7 @@ def test_a_cache_of_other_images_is_refused(whole: tuple[Path, Recipe], tmp_path
     changed = written(tmp_path, RECIPE.replace("extract = { batch = 16 }", "extract = { batch = 16, few_shot = 8 }"))
     there = Work(folder / "work", Results(tmp_path / "rows"), Silent(), StopRequest())
     with pytest.raises(IdentityError, match="is a cache of something else"):
-        there.run(changed, changed.cells[:1], 1)
+        there.run([(changed, changed.cells[:1], 1)])
 
 
 @pytest.mark.parametrize(
@@ -612,6 +618,15 @@ def test_a_cache_of_other_images_is_refused(whole: tuple[Path, Recipe], tmp_path
         (RECIPE.replace("few_shot = 16", "few = 16"), "'few'"),
         (RECIPE.replace('method = "kd" }', 'method = "kd" }\nprobe = { epochs = 1 }'), "--data is missing"),
         (RECIPE.replace('method = "kd" }', 'method = "kda", layer = ["stage9"] }'), "'stage9'"),
+        (RECIPE.replace('method = "kd" }', 'method = "kd", views = 9 }'), "it walks 9 views, and [extract] makes 2"),
+        (RECIPE.replace('method = "kd" }', 'method = "kd", sync_bn = true }'), "--sync-bn needs GPUs"),
+        (RECIPE.replace('precision = "float32"\n', 'precision = "float8"\n'), "unknown precision 'float8'"),
+        (RECIPE.replace('precision = "float32" }', 'precision = "float8" }'), "unknown precision 'float8'"),
+        (RECIPE.replace('["gram-gap"]', '["landmarks"]'), "add keep_weights = 1 (every epoch) to [distill]"),
+        (PROBED + '{ data = "digitz" }', "unknown data set in [probe] of group tiny 'digitz'"),
+        (PROBED + '{ data = "stl10" }', "stl10"),
+        (PROBED + '{ data = "made_up", stage = "init" }', "unknown stage that is probed 'init'"),
+        (PROBED + '{ data = "made_up", validation = 100000 }', "100,000 more validation images"),
         (RECIPE.replace('method = "kd" }', 'method = "fitnet", set = { "fitnet.weight" = -1 } }'), "is at least 0"),
         (FEW + '{ method = "at", taps = { x = "nothing" } }', "'nothing'"),
         (FEW + '{ method = "at", initial = "weights.pth" }', "recipe mine: students begin from drawn weights"),
@@ -626,7 +641,7 @@ def test_what_is_wrong_is_told_of_before_anything_is_trained(
 ) -> None:
     monkeypatch.delattr(work, "teach")
     recipe = written(tmp_path, text)
-    for use in (lambda: made().run(recipe, recipe.cells, 1), lambda: plan(made(), [(recipe, recipe.cells, 1)])):
+    for use in (lambda: made().run([(recipe, recipe.cells, 1)]), lambda: plan(made(), [(recipe, recipe.cells, 1)])):
         with pytest.raises(UsageError, match=re.escape(words)):
             use()
     assert not (tmp_path / "work").exists()
@@ -677,7 +692,7 @@ def test_a_teacher_that_was_half_copied_is_copied_again(
     for name in ("teacher.safetensors", "teacher.split.json", "teacher.json"):
         shutil.copyfile(kept / name, tmp_path / "work/tiny" / name)
     monkeypatch.delattr(work, "teach")
-    made().run(recipe, recipe.cells[:1], 3)
+    made().run([(recipe, recipe.cells[:1], 3)])
     assert len(Results(tmp_path / "rows").rows("tiny")) == 6
 
 
@@ -687,11 +702,11 @@ def test_weights_that_are_gone_are_taken_from_the_rows(
     folder, recipe = whole
     shutil.copytree(folder / "rows", tmp_path / "rows")
     monkeypatch.delattr(work, "teach")
-    made().run(recipe, recipe.cells[:1], 3)
+    made().run([(recipe, recipe.cells[:1], 3)])
     for name in ("teacher.safetensors", "cache.zarr"):
         lost = tmp_path / "work/tiny" / name
         shutil.rmtree(lost) if lost.is_dir() else lost.unlink(missing_ok=True)
-    made().run(recipe, recipe.cells[:1], 4)
+    made().run([(recipe, recipe.cells[:1], 4)])
     assert len(Results(tmp_path / "rows").rows("tiny")) == 7
 
 
@@ -713,7 +728,7 @@ def test_the_teacher_of_another_recipe_is_not_taken_for_it(whole: tuple[Path, Re
     )
     there = Work(folder / "work", Results(tmp_path / "rows"), Silent(), StopRequest())
     with pytest.raises(IdentityError, match="the teacher of another recipe"):
-        there.run(changed, changed.cells[:1], 1)
+        there.run([(changed, changed.cells[:1], 1)])
 
 
 def test_what_another_process_holds_is_waited_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,8 +765,8 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
     assert out.endswith(f"next: kdtool reproduce table {mine} --results {tmp_path / 'rows'}\n")
     code, out, _ = typed(f"reproduce plan {mine} {places} --quiet")
     assert code == 0
-    assert "tiny: 0 of 5 to run" in out
-    assert "in all: 0 of 10 to run" in out
+    assert "tiny: 0 of 4 to run" in out
+    assert "in all: 0 of 8 to run" in out
     code, out, _ = typed(f"reproduce show {mine}")
     assert code == 0
     assert "A tiny table" in out
@@ -787,16 +802,16 @@ def test_teachers_that_begin_from_weights_need_their_folder(tmp_path: Path, made
     )
     recipe = written(tmp_path, text)
     with pytest.raises(UsageError, match="name the folder of that file with --weights"):
-        made().run(recipe, recipe.cells[:1], 1)
+        made().run([(recipe, recipe.cells[:1], 1)])
     with pytest.raises(UsageError, match=r"begins from w\.safetensors, and there is no /"):
-        replace(made("second"), weights=tmp_path).run(recipe, recipe.cells[:1], 1)
+        replace(made("second"), weights=tmp_path).run([(recipe, recipe.cells[:1], 1)])
     assert not (tmp_path / "second").exists()
 
 
 def test_a_copied_teacher_can_be_probed(tmp_path: Path, made: Made) -> None:
     text = RECIPE.split("[[pair]]", maxsplit=1)[0] + PROBED
     recipe = written(tmp_path, text)
-    made().run(recipe, recipe.cells, 1)
+    made().run([(recipe, recipe.cells, 1)])
     (line,) = tables.lines(recipe, Results(tmp_path / "rows"))
     (path,) = (tmp_path / "work/tiny-few/runs/teacher").glob("probe*/result.json")
     assert line.mean == json.loads(path.read_text())["test_accuracy"]["last"]
@@ -817,7 +832,7 @@ distill = { method = "teacher" }
 def test_a_living_teacher_gives_what_the_cache_gives(tmp_path: Path, made: Made) -> None:
     text = RECIPE.replace("seeds = 2", "seeds = 1").split("[[pair]]", maxsplit=1)[0] + LIVE
     recipe = written(tmp_path, text.replace("views = 2,", "views = 162,"))
-    made().run(recipe, recipe.cells, 1)
+    made().run([(recipe, recipe.cells, 1)])
     found = {row["live"]: row for row in Results(tmp_path / "rows").rows("tiny")}
     assert found[True]["weights_sha256"] == found[False]["weights_sha256"]
     assert (found[True]["cache"]["bytes"], found[False]["cache"]["bytes"] > 0) == (0, True)
@@ -845,7 +860,187 @@ distill = { method = "ft", set = { passes = 2 } }
 def test_what_only_a_living_teacher_answers_is_not_stored(tmp_path: Path, made: Made) -> None:
     text = RECIPE.split("[[pair]]", maxsplit=1)[0] + LIVE
     recipe = written(tmp_path, text)
-    made().run(recipe, recipe.cells[1:], 1)
+    made().run([(recipe, recipe.cells[1:], 1)])
     cache = open_cache(tmp_path / "work/tiny/cache.zarr")
     assert set(cache.contents) == {"logits", "before_fc"}
     assert any("paraphraser" in name or "ft" in name for name in cache.fits)
+
+
+# What goes wrong on the way
+
+
+def test_a_training_that_diverges_is_a_row_and_the_others_go_on(tmp_path: Path, made: Made, typed: Typed) -> None:
+    more = '[[method]]\ncolumn = "wild"\ndistill = { method = "logits", set = { "logits.weight" = 1e38 } }\n'
+    recipe = written(tmp_path, RECIPE.replace('[[method]]\ncolumn = "KD"', f'{more}\n[[method]]\ncolumn = "KD"'))
+    assert [cell.column for cell in recipe.cells[:3]] == ["none", "wild", "KD"]
+    assert made().run([(recipe, recipe.cells[1:3], 2)]) == 0
+    rows = Results(tmp_path / "rows").rows("tiny")
+    assert [bool(row.get("diverged")) for row in rows] == [True, False, True, False]
+    lines = {line.column: line for line in tables.lines(recipe, Results(tmp_path / "rows")) if line.row == "all"}
+    assert (lines["wild"].mean, lines["wild"].seeds) == (None, 0)
+    assert lines["wild"].note == "2 of 2 trainings diverged"
+    assert lines["KD"].seeds == 2
+    before = (tmp_path / "rows").rglob("rows.jsonl")
+    held = {path: path.read_bytes() for path in before}
+    made().run([(recipe, recipe.cells[1:3], 2)])
+    assert {path: path.read_bytes() for path in held} == held
+    code, shown, _ = typed(f"reproduce table {tmp_path / 'mine.toml'} --results {tmp_path / 'rows'}")
+    assert (code, "wild: 2 of 2 trainings diverged" in shown) == (0, True)
+
+
+def test_a_search_leaves_points_behind_that_diverge(tmp_path: Path) -> None:
+    recipe = written(tmp_path, SEARCH)
+    tried = tasks(recipe, recipe.cells[0], 2, [])
+    rows = [{"key": task.key, "validation_accuracy": {"last": 20.0}} for task in tried]
+    rows[0] = {"key": tried[0].key, "validation_accuracy": None, "diverged": "it did"}
+    found = searched(recipe, recipe.cells[0], rows)
+    assert found is not None
+    assert [score for _, score in found.scores] == [0.0, 20.0, 20.0, 20.0]
+    assert found.chosen == {"weight": 0.0, "temperature": 4.0}
+
+
+def test_a_search_of_equal_points_ends(tmp_path: Path) -> None:
+    recipe = written(tmp_path, SEARCH.replace("[0.0, 0.9]", "[0.9, 0.5, 9e-1]"))
+    tried = tasks(recipe, recipe.cells[0], 2, [])
+    assert (len(tried), len({task.key for task in tried})) == (6, 4)
+    rows = [{"key": task.key, "validation_accuracy": {"last": 20.0}} for task in tried]
+    assert searched(recipe, recipe.cells[0], rows[:4]).chosen is not None  # type: ignore[union-attr]
+    assert searched(recipe, recipe.cells[0], rows[1:4]).chosen is None  # type: ignore[union-attr]
+
+
+def test_a_share_has_the_same_tasks_whatever_else_is_to_be_done(recipe: Recipe) -> None:
+    students = [task for cell in recipe.cells for task in tasks(recipe, cell, 10, []) if task.distill]
+    probes = [replace(task, probe={"data": "made_up", "epochs": epochs}) for task in students for epochs in (1, 2)]
+    todo = [*students, *probes]
+    for count in (1, 2, 3, 4, 7):
+        dealt = [list(share_of(todo, (number, count))) for number in range(1, count + 1)]
+        assert sorted(task.key for own in dealt for task in own) == sorted(task.key for task in todo)
+        for number, own in enumerate(dealt, 1):
+            assert [task for task in own if task in todo[5:]] == list(share_of(todo[5:], (number, count)))
+        names = [{task.name for task in own} for own in dealt]  # a student and its probes are of one share
+        assert sum(map(len, names)) == len(set.union(*names)) == len(students)
+        each = [[task.seed for task in own if task.key in {one.key for one in students[:10]}] for own in dealt]
+        assert max(map(len, each)) - min(map(len, each)) <= 1  # the seeds of a cell go round
+
+
+def test_cells_that_another_share_has_chosen_meanwhile_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = '[group.other]\nteacher = "held"\n\n[[pair]]\nrow = "other"\ngroup = "other"\n\n[[method]]'
+    recipe = written(tmp_path, SEARCH.replace("[[method]]", second, 1))
+    shares = {
+        number: Work(tmp_path / "work", Results(tmp_path / "rows", (number, 2)), Silent(), StopRequest())
+        for number in (1, 2)
+    }
+    seen: list[tuple[int, str, int]] = []
+
+    def row(own: Work, task: Task, _: int) -> Row:
+        number = own.results.share[0]
+        if number == 1 and task.group == "other" and not any(one[0] == 2 for one in seen):
+            shares[2].run([(recipe, recipe.cells[:1], 4)])
+        seen.append((number, task.group, task.seed))
+        scores = dict.fromkeys(("last", "best", "selected"), 50.0)
+        about = {"key": task.key, "group": task.group, "seed": task.seed, "config": task.asked, "live": False}
+        teacher = {"sha256": "f" * 64, "network": "resnet8", "test_accuracy": 50.0}
+        told = {"analyses": {}, "seconds": {}, "test_accuracy": scores, "validation_accuracy": scores}
+        return {**about, "teacher": teacher, **told}
+
+    monkeypatch.setattr(Work, "row", row)
+    monkeypatch.setattr(Work, "prepare", lambda *_: 2)
+    monkeypatch.setattr(Work, "_foresee", lambda *_: None)
+    monkeypatch.setattr(Work, "_digest", lambda *_: "f" * 64)
+    assert shares[1].run([(recipe, recipe.cells, 4)]) <= 1
+    rows = Results(tmp_path / "rows").rows("held")
+    chosen = {task.key: task for task in tasks(recipe, recipe.cells[0], 4, rows)}
+    assert len(chosen) == 4
+    assert set(chosen) <= {row["key"] for row in rows}
+    assert {number for number, group, _ in seen if group == "held"} == {1, 2}
+
+
+def test_a_student_walks_the_views_of_the_recipe_in_a_cache_that_has_more(
+    tmp_path: Path, made: Made, recipe: Recipe, typed: Typed
+) -> None:
+    made().run([(recipe, recipe.cells[1:2], 1)])
+    code, _, error = typed(f"extract --folder {tmp_path / 'work/tiny'} --for kd --views 4 --quiet")
+    assert code == 0, error
+    made().run([(recipe, recipe.cells[1:2], 2)])
+    rows = Results(tmp_path / "rows").rows("tiny")
+    assert [row["views"] for row in rows] == [2, 2]
+    path = next((tmp_path / "rows/tiny").glob("*/rows.jsonl"))
+    Results(tmp_path / "rows").add({**rows[1], "views": 4})
+    (line,) = tables.lines(replace(recipe, cells=recipe.cells[1:2]), Results(tmp_path / "rows"))
+    assert (line.note, len(path.read_text().splitlines())) == ("trained on 2 and 4 views", 3)
+
+
+def test_the_plan_counts_every_stage_and_a_student_with_two_probes_once(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans.Clock, "_timed", lambda *_: 3600.0 / 10)  # ten images an hour
+    two = 'distill = { method = "fitnet", set = { "fitnet.two_stage" = true, "fitnet.init_epochs" = 3 } }'
+    text = RECIPE.replace('distill = { method = "kd" }', two)
+    recipe = written(tmp_path, text)
+    (one,) = plan(made(), [(recipe, recipe.cells[1:2], 1)])
+    assert one.distill_hours == pytest.approx((3 + 2) * 96 / 10)
+    assert one.live_hours == one.distill_hours
+    probes = "".join(
+        f'[[method]]\ncolumn = "probe {epochs}"\n{two}\nprobe = {{ data = "made_up", epochs = {epochs} }}\n'
+        for epochs in (1, 2)
+    )
+    recipe = written(tmp_path, RECIPE + probes)
+    cells = [cell for cell in recipe.cells if cell.probe and cell.group == "tiny"]
+    (both,) = plan(made(), [(recipe, cells, 1)])
+    assert (both.tasks, both.left, both.distill_hours) == (2, 2, one.distill_hours)
+
+
+def test_rows_of_a_teacher_that_is_gone_are_not_counted_as_done(
+    whole: tuple[Path, Recipe], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    for kept in (tmp_path / "rows").glob("*/*/teacher"):
+        shutil.rmtree(kept)
+    monkeypatch.delattr(work, "teach")
+    made().run([(recipe, recipe.cells, 2)])  # whoever has all rows needs no teacher
+    monkeypatch.setattr(plans.Clock, "_timed", lambda *_: 1.0)
+    assert [(one.tasks, one.left) for one in plan(made(), [(recipe, recipe.cells, 2)])] == [(4, 0)] * 2
+    assert [(one.tasks, one.left) for one in plan(made(), [(recipe, recipe.cells, 3)])] == [(6, 6)] * 2
+    told: list[str] = []
+    monkeypatch.setattr(Silent, "note", lambda _, text: told.append(text))
+    with pytest.raises(NameError, match="teach"):  # it comes to the training of another one
+        made().run([(recipe, recipe.cells, 3)])
+    digest = all_rows(tmp_path)[0]["teacher"]["sha256"][:12]
+    assert f"tiny: 5 rows are of the teacher {digest}, which is not here any more" in told
+
+
+def test_all_recipes_are_looked_at_before_the_first_is_run(
+    tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.toml").write_text(RECIPE)
+    (tmp_path / "two.toml").write_text(RECIPE.replace('student = "resnet8"', 'student = "resnetx"', 1))
+    monkeypatch.delattr(work, "teach")
+    code, _, error = typed(f"reproduce run {tmp_path / 'one.toml'} {tmp_path / 'two.toml'} --folder {tmp_path / 'w'}")
+    assert (code, "resnetx" in error, (tmp_path / "w").exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (FEW.replace("row = [", "rows = [") + '{ method = "kd" }', "unknown label of pairs in"),
+        (FEW.replace('["few"]', '["fewer"]') + '{ method = "kd" }', "unknown row in"),
+        (RECIPE.replace('row = "all"', 'row = "all"\nonly = { row = ["all"] }'), "only is for a [[method]]"),
+        (RECIPE.replace('method = "kd" }', 'method = "kd", set = ["kd.weight=1"] }'), "set is ['kd.weight=1']"),
+        (RECIPE.replace("extract = { batch = 16 }", 'extract = { batch = 16, device = "cpu" }'), "device is for"),
+        (RECIPE.replace("views = 2, prec", 'views = 2, device = "cpu", prec'), "device is for"),
+        (CHAIN.replace('"first", distill = { ', '"first", distill = { seed = 1, '), "seed is for"),
+    ],
+)
+def test_what_would_mean_nothing_in_a_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        written(tmp_path, text)
+
+
+def test_a_recipe_is_shown_in_options_that_there_are(typed: Typed) -> None:
+    code, shown, _ = typed("reproduce show srm-table-8")
+    flat = " ".join(shown.split())
+    assert code == 0
+    assert "[recipe] epochs = 100" in flat
+    assert "--from " in flat
+    assert not [word for word in ("--initial", "--recipe epochs", "--head-learning-rate") if word in flat]

@@ -11,13 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdtool import files
-from kdtool.analysis.probe import probe_config
+from kdtool.analysis.probe import ProbeConfig, as_teaching, probe_config
+from kdtool.data import DATASETS
 from kdtool.engine.configuration import Values, extract_config, teach_config
-from kdtool.engine.distill import DistillConfig, needs_of, staged
+from kdtool.engine.device import choose_precision
+from kdtool.engine.distill import needs_of, seen_in, staged
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
-from kdtool.engine.job import check_schedule, seeded, teacher_seed
+from kdtool.engine.job import check_schedule, seeded, stage_recipe, teacher_seed
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, about, defaults, read_lesson
 from kdtool.engine.workspace import write_teacher
@@ -43,27 +47,48 @@ def check(recipe: Recipe) -> None:
             raise unknown(f"analysis in recipe {recipe.name}", name, ANALYSES)
     for group in recipe.groups.values():
         found = teach_config(Values("teach", teaching(recipe, group), f"[teach] of group {group.name}"))
-        extract_config(Values("extract", group.extract, f"[extract] of group {group.name}"), "")
+        taken = extract_config(Values("extract", group.extract, f"[extract] of group {group.name}"), "")
+        for precision in (found.precision, taken.precision):
+            choose_precision(precision, torch.device("cpu"))
         if group.early:
             check_early(recipe, group)
         asked = [after(recipe, group)] if group.after else []
-        names = {found.network, *(task.config.student for task in asked if task.config)}
-        for name in names:
-            check_name(name)
+        check_name(found.network)
+        for task in asked:
+            check_student(recipe, task)
     for cell in recipe.cells:
         search = searched(recipe, cell, []) if not cell.skip else None
         for task in [*tasks(recipe, cell, 1, []), *(search.tried if search else ())]:
-            if task.config:
-                check_student(recipe, task.config)
+            check_student(recipe, task)
             if task.probe:
-                probe_config(Values("probe", task.probe, f"[probe] of group {task.group}"), Path())
+                probing(task)
 
 
-def check_student(recipe: Recipe, config: DistillConfig) -> None:
-    """Refuses a student that there is not, and one from a file: a row's configuration does not hold its content."""
+def check_student(recipe: Recipe, task: Task) -> None:
+    """Refuses a student that there is not, one from a file, of which a row's configuration does not hold the content,
+    and one that does not keep the weights that are analysed.
+    """
+    config = task.config
+    if config is None:
+        return
     check_name(config.student)
+    choose_precision(config.precision, torch.device("cpu"))
     if config.initial:
         raise UsageError(f"recipe {recipe.name}: students begin from drawn weights; take `initial` out of [distill]")
+    if "landmarks" in task.analyze and not config.keep_weights:
+        raise UsageError(
+            f"recipe {recipe.name}: landmarks are analysed over the training, of which nothing is kept; add "
+            "keep_weights = 1 (every epoch) to [distill]"
+        )
+
+
+def probing(task: Task) -> ProbeConfig:
+    """What `kdtool analyze probe` is asked for; refuses a data set that there is not."""
+    found = probe_config(Values("probe", task.probe, f"[probe] of group {task.group}"), Path())
+    choose_precision(found.precision, torch.device("cpu"))
+    if found.data not in DATASETS:
+        raise unknown(f"data set in [probe] of group {task.group}", found.data, DATASETS)
+    return found
 
 
 def check_early(recipe: Recipe, group: Group) -> None:
@@ -128,17 +153,29 @@ def foreseen(
     """
     with tempfile.TemporaryDirectory() as folder:
         job = merged(workspace or untrained(lesson, Path(folder), progress), base, todo, progress)
-    check_students([task for task in todo if task.config], job)
+    trained_epochs(todo, job)
     return job
 
 
-def check_students(todo: Iterable[Task], job: Extraction) -> None:
-    """Refuses a task whose training `distill` would refuse for its methods or its schedule."""
+def check_probes(todo: Sequence[Task], job: Extraction, data: str | None, progress: Progress) -> None:
+    """Reads the data of all probes once, as they will be read; refuses what is not there, and what they cannot be."""
+    seen = seen_in(job.identity, job.layout.classes)
+    asked = {files.canonical(dict(task.probe)): probing(task) for task in todo if task.probe}
+    for config in asked.values():
+        read_lesson(as_teaching(replace(config, data_folder=data or config.data_folder), seen), progress)
+
+
+def trained_epochs(todo: Iterable[Task], job: Extraction) -> dict[str, int]:
+    """The epochs of all stages of every student, by the name of its run.
+
+    UsageError for a task whose training `distill` would refuse for its methods, its schedule or its views, and for a
+    probe after a stage that it has not.
+    """
     labels, image_shape = job.labels["train"], tuple(job.identity["data"]["image_shape"])
-    known = {}
+    known, found = {}, {}
     for task in todo:
-        config = task.config
-        assert config is not None
+        if (config := task.config) is None:
+            continue
         name = (config.student, *sorted(config.taps.items()))
         if name not in known:
             known[name] = tap_shapes(create(config.student, job.layout.classes, config.taps), image_shape)
@@ -147,8 +184,15 @@ def check_students(todo: Iterable[Task], job: Extraction) -> None:
         try:
             stages, bound = staged(config.methods, needs_of(config.methods, *both, facts), *both, facts, lambda _: {})
             check_schedule(stages, bound, config.recipe, len(labels))
+            if not task.live and config.views > job.views:
+                raise UsageError(f"it walks {config.views} views, and [extract] makes {job.views}")
+            ended, probed = [one.name for one in stages[:-1]], str(task.probe.get("stage", ""))
+            if probed and probed not in ended:
+                raise unknown("stage that is probed", probed, ended)
         except UsageError as error:
             raise UsageError(f"group {task.group}, {config.title}: {error}") from None
+        found[task.name] = sum(stage_recipe(config.recipe, one).epochs for one in stages)
+    return found
 
 
 def untrained(lesson: TeachConfig, folder: Path, progress: Progress) -> Workspace:

@@ -1,7 +1,7 @@
 """What a recipe would take on this device, before anything runs: hours, bytes, and what a living teacher would take.
 
 Seconds come from a few timed batches of each network, bytes from the arrays that the methods ask for. Left out of the
-hours: what fits learn, methods' own arithmetic, analyses and evaluation.
+hours: what fits learn, methods' own arithmetic, analyses, probes and evaluation.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from kdtool.engine import sizes
 from kdtool.engine.device import autocast, choose_device, choose_precision, placed, synchronize
 from kdtool.engine.job import seeded
 from kdtool.models import create
-from kdtool.workflows.reproduce.ahead import after, check
+from kdtool.workflows.reproduce.ahead import after, check, trained_epochs
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import Row
 from kdtool.workflows.reproduce.tasks import Task, basis_of, counted
-from kdtool.workflows.reproduce.work import Work, done
+from kdtool.workflows.reproduce.work import Work, by_group, done
 
 BATCH, ROUNDS = 64, 3  # of the timed steps
 HOUR = 3600.0
+LIVE = (False, True)  # whether the teacher answers from the cache, or in every step
 
 
 @dataclass(frozen=True)
 class Plan:
     """What one group would take. tasks, left: students of all seeds, and those without a row yet; hours on the device.
 
-    Hours are without those of students that an open search will name.
+    Hours are without those of students that an open search will name, and without probes.
     teach_hours: 0 where the teacher is there. live_hours: what the teacher would add to the students' training if it
     answered in every step. bytes: of the whole cache; held: of it, what is there.
     """
@@ -60,8 +61,9 @@ def plan(work: Work, asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> lis
         check(recipe)
         groups = {group.name: group for cell in cells if not cell.skip for group in recipe.chain(cell.group)}
         for name, group in groups.items():
-            rows = work.rows(recipe, name)
-            tasks, more = counted(recipe, [cell for cell in cells if cell.group == name], seeds, rows)
+            own_cells = by_group(cells).get(name, [])
+            rows = work.standing(recipe, own_cells, seeds) if own_cells else work.rows(recipe, name)
+            tasks, more = counted(recipe, own_cells, seeds, rows)
             needed = [
                 after(recipe, other)
                 for other in groups.values()
@@ -85,9 +87,10 @@ class Asked:
 
 
 def _plan(work: Work, asked: Asked) -> Plan:
-    recipe, group, tasks = asked.recipe, asked.group, asked.tasks
-    todo = [task for task in tasks.values() if task.config and not done(task, asked.rows)]
-    cached = [task for task in todo if task.config and task.config.methods and not task.live]
+    recipe, group = asked.recipe, asked.group
+    tasks = {key: task for key, task in asked.tasks.items() if task.config}
+    todo = [task for task in tasks.values() if not done(task, asked.rows)]
+    students = list({task.name: task for task in todo}.values())  # a student may have several probes
     lesson = work.lesson(recipe, group)
     workspace, teach_epochs = work.workspace(group.name), 0
     if not workspace.teacher.exists():
@@ -100,6 +103,9 @@ def _plan(work: Work, asked: Asked) -> Plan:
     images = job.layout.samples["train"] / HOUR
     clock = Clock(choose_device(work.device), job.layout.classes, tuple(job.identity["data"]["image_shape"]))
     answer = clock.forward(lesson.network)
+    epochs = trained_epochs(students, job)
+    steps = sum(epochs[task.name] * clock.step(task.config.student) for task in students if task.config)
+    answers = {live: sum(epochs[task.name] for task in students if task.live == live and taught(task)) for live in LIVE}
     return Plan(
         group=group.name,
         teacher=lesson.network,
@@ -107,17 +113,16 @@ def _plan(work: Work, asked: Asked) -> Plan:
         left=len(todo) + asked.more,
         teach_hours=teach_epochs * images * clock.step(lesson.network) if teach_epochs else 0.0,
         extract_hours=job.views * images * answer * (unwritten / size if size else 0.0),
-        distill_hours=sum(epochs([task]) * images * clock.step(task.config.student) for task in todo if task.config)
-        + epochs([task for task in todo if task.live]) * images * answer,
-        live_hours=epochs(cached) * images * answer,
+        distill_hours=images * (steps + answers[True] * answer),
+        live_hours=images * answers[False] * answer,
         bytes=size,
         held=size - unwritten,
     )
 
 
-def epochs(todo: Sequence[Task]) -> int:
-    """The epochs of several tasks."""
-    return sum(task.config.recipe.epochs for task in todo if task.config)
+def taught(task: Task) -> bool:
+    """Whether a task has a teacher."""
+    return bool(task.config and task.config.methods)
 
 
 @dataclass

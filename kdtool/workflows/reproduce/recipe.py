@@ -137,6 +137,8 @@ def _packaged(name: str) -> dict[str, Any]:
 
 PLACES = ("seed", "run", "cache", "device", "data_folder", "weights")  # where and how often, which a recipe leaves open
 
+OF_TEACHERS = ("seed", "data_folder")  # of them, what the [teach] of a group may say: one of its teachers is enough
+
 _RECIPE = {
     "title": str,
     "about": str,
@@ -171,6 +173,7 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
     known = table(paper, number)
     if number and not known:
         raise UsageError(f"{source}: paper {paper!r} prints no table {number!r}")
+    _check_only(found, source)
     cells = tuple(_cells(found, known, source))
     for cell in cells:
         if not cell.skip and cell.group not in groups:
@@ -211,6 +214,22 @@ def _check_values(found: dict[str, Any], source: str) -> None:
             raise UsageError(f"{source}: {key} is at least 1, not {found[key]}")
 
 
+def _check_only(found: dict[str, Any], source: str) -> None:
+    """Refuses an `only` by which no pair could be chosen."""
+    pairs = found.get("pair", [{}])
+    if any("only" in pair for pair in pairs):
+        raise UsageError(f"{source}: only is for a [[method]]; a pair is chosen by its labels")
+    for method in found.get("method", ()):
+        _check({"only": method.get("only", {})}, {"only": dict}, source)
+        for label, texts in method.get("only", {}).items():
+            known = {pair[label] for pair in pairs if isinstance(pair.get(label), str)}
+            if not known:
+                raise unknown(f"label of pairs in {source}: only", label, {name for pair in pairs for name in pair})
+            for text in texts if isinstance(texts, list) else ():
+                if text not in known:
+                    raise unknown(f"{label} in {source}: only", str(text), known)
+
+
 def _group(name: str, values: dict[str, Any], source: str) -> Group:
     _check({name: values}, {name: dict}, source)
     if not NAME.fullmatch(name) or name in (".", "..", "results"):
@@ -223,6 +242,9 @@ def _group(name: str, values: dict[str, Any], source: str) -> Group:
             _check(values[key], kinds, f"{source}: {key}")
             if lacking := sorted(kinds.keys() - values[key].keys()):
                 raise UsageError(f"{source}: {key} lacks {' and '.join(lacking)}")
+    for part in (values.get("extract", {}), values.get("after", {}).get("distill", {})):
+        _check_places(part, source)
+    _check_places({key: value for key, value in values.get("teach", {}).items() if key not in OF_TEACHERS}, source)
     origins = [key for key in ("teach", "teacher", "early", "after") if key in values]
     if len(origins) != 1:
         raise UsageError(f"{source}: one of teach, teacher, early and after says where the teacher comes from")
@@ -289,13 +311,21 @@ def _cell(place: tuple[str, str], parts: list[dict[str, Any]], printed: Printed 
         _check(own, _CELL, source)
         for key, value in own.items():
             values[key] = _over(values.get(key), value)
-    for key in PLACES:
-        if key in {**values.get("distill", {}), **values.get("probe", {})}:
-            raise UsageError(f"{source}: {key} is for `kdtool reproduce run` to say, not for a recipe")
-    if values.get("distill", {}).get("method") == "teacher":
+    distill = values.setdefault("distill", {})
+    for part in (distill, values.get("probe", {})):
+        _check_places(part, source)
+    _check({"set": distill.get("set", {})}, {"set": dict}, source)
+    if distill.get("method") == "teacher":
         values["distill"] = {}
     values["search"] = {key: tuple(tried) for key, tried in values.get("search", {}).items()}
     return Cell(*place, **values, printed=printed)
+
+
+def _check_places(values: Mapping[str, Any], source: str) -> None:
+    """Refuses what a recipe leaves open."""
+    for key in PLACES:
+        if key in values:
+            raise UsageError(f"{source}: {key} is for `kdtool reproduce run` to say, not for a recipe")
 
 
 def _over(before: Any, value: Any) -> Any:

@@ -34,8 +34,8 @@ _ROW: dict[str, Any] = {
     "analyses": dict,
     "seconds": dict,
     "teacher": {"sha256": str, "network": str, "test_accuracy": float},
-    "test_accuracy": {"last": float},
 }
+_SCORE = {"test_accuracy": {"last": float}}  # of rows whose training has not diverged
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Results:
         found: dict[tuple[str, str], Row] = {}
         for path in sorted((self.folder / group).glob("*/rows*.jsonl")):
             for row in read_lines(path, f"restore {path}, or remove that line: its cell is computed again")[0]:
-                files.check_fields(row, _ROW, f"a row of {path}", f"restore {path}")
+                known = _ROW if row.get("diverged") else {**_ROW, **_SCORE}
+                files.check_fields(row, known, f"a row of {path}", f"restore {path}")
                 name = (row["teacher"]["sha256"], row["key"])
                 before = found[name]["analyses"] if name in found else {}
                 found[name] = {**row, "analyses": {**before, **row["analyses"]}}

@@ -84,7 +84,8 @@ def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int | None) -
         found = [row for row in own if row["key"] in keys]
         if found and (search is None or search.chosen is not None):
             count += 1
-            yield _line(recipe, cell, teacher, found, search, note=_note(recipe, found))
+            ended = [row for row in found if not row.get("diverged")]
+            yield _line(recipe, cell, teacher, ended, search, note=_note(recipe, found))
     if not count:
         yield _line(recipe, cell, "", [], note=NOT_RUN)
 
@@ -119,16 +120,20 @@ def _line(
 
 
 def _note(recipe: Recipe, rows: Sequence[Row]) -> str:
-    """What is said where nothing is held out for a recipe that reports what validation selects, and of a mean over
-    seeds that were trained in several precisions.
+    """What is said of seeds that diverged, where nothing is held out for a recipe that reports what validation
+    selects, and of a mean over seeds that were trained in several precisions or on several numbers of views.
     """
-    students = [row for row in rows if row["config"]]
-    found = []
+    found, diverged = [], sum(bool(row.get("diverged")) for row in rows)
+    if diverged:
+        found.append(f"{diverged} of {len(rows)} trainings diverged")
+    students = [row for row in rows if row["config"] and not row.get("diverged")]
     if recipe.report == "selected" and any(row["test_accuracy"].get("selected") is None for row in students):
         found.append("after the last epoch: no images are held out for validation")
     counts = Counter(row["environment"]["precision"] for row in students if row["environment"])
     if len(counts) > 1:
         found.append(f"trained in {' and '.join(f'{name} ({count})' for name, count in sorted(counts.items()))}")
+    if len(views := sorted({row["views"] for row in students if not row["live"]})) > 1:
+        found.append(f"trained on {' and '.join(map(str, views))} views")
     return "; ".join(found)
 
 
@@ -270,10 +275,13 @@ def _finished(recipe: Recipe, results: Results) -> tuple[int, int]:
     there = asked = 0
     for group, rows in rows_of(recipe, results).items():
         cells = [cell for cell in recipe.cells if cell.group == group]
-        keys, more = counted(recipe, cells, recipe.seeds, rows)
-        held = Counter(row["teacher"]["sha256"] for row in rows if row["key"] in keys)
-        there += max(held.values(), default=0)
-        asked += len(keys) + more
+        teachers = dict.fromkeys(row["teacher"]["sha256"] for row in rows) or {"": None}
+        finished = []
+        for digest in teachers:
+            own = [row for row in rows if row["teacher"]["sha256"] == digest]
+            keys, more = counted(recipe, cells, recipe.seeds, own)
+            finished.append((sum(row["key"] in keys for row in own), len(keys) + more))
+        there, asked = (total + one for total, one in zip((there, asked), max(finished), strict=True))
     return there, asked
 
 

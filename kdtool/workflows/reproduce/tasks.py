@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,13 +124,21 @@ def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None
     ]
     tried = tuple(task for tasks in asked for task in tasks)
     held = {row["key"]: row for row in rows}
-    found = {task.key: held[task.key]["validation_accuracy"] for task in tried if task.key in held}
+    found = {task.key: _validation(held[task.key], recipe.report) for task in tried if task.key in held}
     if None in found.values():
         raise no_validation(cell)
-    if len(found) < len(tried):
+    if any(task.key not in found for task in tried):
         return Searched(tried, None)
-    scores = [statistics.fmean(found[task.key][recipe.report] for task in tasks) for tasks in asked]
+    scores = [statistics.fmean(found[task.key] or 0.0 for task in tasks) for tasks in asked]
     return Searched(tried, grid[scores.index(max(scores))], tuple(zip(grid, scores, strict=True)))
+
+
+def _validation(row: Row, report: str) -> float | None:
+    """The accuracy on the validation part that a search goes by; 0 of a training that diverged."""
+    if row.get("diverged"):
+        return 0.0
+    found = row["validation_accuracy"]
+    return float(found[report]) if found else None
 
 
 def no_validation(cell: Cell) -> UsageError:
@@ -160,7 +168,10 @@ def with_options(distill: Table, options: Mapping[str, Any]) -> Table:
     return {**distill, "set": {**distill.get("set", {}), **options}}
 
 
-def share_of(todo: Sequence[Task], share: tuple[int, int]) -> Iterator[Task]:
-    """Those of a share, of every group alike."""
+def share_of(todo: Iterable[Task], share: tuple[int, int]) -> Iterator[Task]:
+    """Those of a share, whatever else is still to be done: the seeds of a student go round, and its probes with it."""
     number, count = share
-    return itertools.islice(todo, number - 1, None, count)
+    for task in todo:
+        first = int(replace(task, seed=0, probe={}).key[:8], 16)
+        if (first + task.seed) % count == number - 1:
+            yield task

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,25 +21,33 @@ from kdtool.analysis.pairs import Asked
 from kdtool.analysis.probe import probe, probe_config
 from kdtool.cache.journal import holds_cache
 from kdtool.engine.configuration import Values, extract_config, teach_config
+from kdtool.engine.device import choose_device
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
-from kdtool.engine.folder import Workspace
+from kdtool.engine.folder import DEFAULT_VIEWS, Workspace
 from kdtool.engine.keeping import kept
 from kdtool.engine.prepare import ExtractConfig
 from kdtool.engine.sizes import bytes_to_write
 from kdtool.engine.teach import TeachConfig, teach
+from kdtool.engine.together import check_sync_bn
 from kdtool.engine.workspace import TeacherRecord, open_teacher_cache, read_record, record_path
-from kdtool.errors import HeldError, IdentityError, UsageError
+from kdtool.errors import HeldError, IdentityError, NonFiniteError, UsageError
 from kdtool.progress import Progress, StopRequest
 from kdtool.workflows.plan import refuse_other
-from kdtool.workflows.reproduce.ahead import after, check, foreseen, merged, teaching
+from kdtool.workflows.reproduce.ahead import after, check, check_probes, foreseen, merged, teaching
 from kdtool.workflows.reproduce.measures import ANALYSES
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
-from kdtool.workflows.reproduce.rows import ORIGIN, Results, Row, copy_teacher
+from kdtool.workflows.reproduce.rows import DIGITS, ORIGIN, Results, Row, copy_teacher
 from kdtool.workflows.reproduce.tasks import Task, counted, no_validation, searched, share_of, wanted
 
 T = TypeVar("T")
+DIVERGED: dict[str, Any] = {  # what is known of a student whose training came to infinite or NaN numbers
+    "test_accuracy": None,
+    "weights_sha256": None,
+    "analyses": {},
+    "probe": None,
+}
 PAUSE = 2.0  # seconds between two looks at what another process holds
 
 
@@ -58,27 +67,38 @@ class Work:
         """The working folder of a group."""
         return Workspace.open(self.folder / group)
 
-    def run(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> int:
-        """Runs what has no row yet; gives the number of cells that wait for the search of another share."""
-        check(recipe)
-        groups = {
-            group: [cell for cell in cells if cell.group == group and not cell.skip]
-            for group in dict.fromkeys(cell.group for cell in cells if not cell.skip)
-        }
+    def run(self, asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> int:
+        """Runs what has no row yet; gives the number of cells that wait for the search of another share.
+
+        asked: recipes, their cells and seeds; of all of them it is seen to that they can be run before any is.
+        """
+        for recipe, _, _ in asked:
+            check(recipe)
         with self.results.writing():
-            self._foresee(recipe, groups, seeds)
+            for recipe, cells, seeds in asked:
+                self._foresee(recipe, by_group(cells), seeds)
+            return sum(self._run(*one) for one in asked)
+
+    def _run(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> int:
+        """Runs a recipe until nothing of this share is left, also of what searches have named in the meantime."""
+        groups = by_group(cells)
+        while True:
             for group, chosen in groups.items():
-                for _ in ("searches", "cells"):
-                    if todo := self._todo(recipe, chosen, seeds):
-                        self._run_all(recipe, group, todo)
-        return sum(1 for cell in cells if _searching(recipe, cell, self.rows(recipe, cell.group)))
+                if todo := self._todo(recipe, chosen, seeds):
+                    self._run_all(recipe, group, todo)
+            waiting = sum(1 for cell in cells if _searching(recipe, cell, self.rows(recipe, cell.group)))
+            if not any(self._todo(recipe, chosen, seeds) for chosen in groups.values()):
+                return waiting
 
     def _foresee(self, recipe: Recipe, groups: Mapping[str, Sequence[Cell]], seeds: int) -> None:
         """Refuses what could not be run to its end, of all groups before the first one's training."""
         asked: dict[str, list[Task]] = {}
         for name, cells in groups.items():
-            rows = self.rows(recipe, name)
+            rows = self.standing(recipe, cells, seeds)
             todo = [task for task in counted(recipe, cells, seeds, rows)[0].values() if not done(task, rows)]
+            if not rows and (lost := self.rows(recipe, name)):
+                teacher = lost[0]["teacher"]["sha256"][:DIGITS]
+                self.progress.note(f"{name}: {len(lost)} rows are of the teacher {teacher}, which is not here any more")
             for group in recipe.chain(name) if todo else ():
                 asked.setdefault(group.name, [])
                 if group.after and not self.workspace(group.name).teacher.exists():
@@ -97,7 +117,11 @@ class Work:
     def foreseen(self, recipe: Recipe, group: Group, todo: Sequence[Task]) -> Extraction:
         """The extract of what a group's tasks need; UsageError for what could not be run. See `ahead.foreseen`."""
         workspace = self.workspace(group.name) if self._made(group) else None
-        return foreseen(workspace, self.lesson(recipe, group), self.extracting(group), todo, self.progress)
+        for config in (task.config for task in todo if task.config):
+            check_sync_bn(config.sync_bn, choose_device(self.device))
+        job = foreseen(workspace, self.lesson(recipe, group), self.extracting(group), todo, self.progress)
+        check_probes(todo, job, self._data, self.progress)
+        return job
 
     def _made(self, group: Group) -> bool:
         """Whether the teacher of a group is here."""
@@ -105,40 +129,72 @@ class Work:
 
     def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
         """This share's tasks that have no row, each once; the first seed of all cells before the second of any."""
-        rows = self.rows(recipe, cells[0].group)
-        own = share_of(list(wanted(recipe, cells, seeds, rows).values()), self.results.share)
+        rows = self.standing(recipe, cells, seeds)
+        own = share_of(wanted(recipe, cells, seeds, rows).values(), self.results.share)
         return sorted((task for task in own if not done(task, rows)), key=lambda task: task.seed)
 
     def rows(self, recipe: Recipe, group: str) -> list[Row]:
-        """The rows of a group's teacher, as far as it is known here; else of all of its teachers."""
+        """The rows of a group's teacher; where it is gone and was not kept, of the one that has most of them."""
         rows = self.results.rows(group) if group else []
-        known = record_path(self.workspace(group).teacher)
-        if not known.exists():
+        digests = Counter(row["teacher"]["sha256"] for row in rows)
+        fullest = digests.most_common(1)[0][0] if digests else ""
+        digest = self._digest(recipe, group) or fullest
+        return [row for row in rows if row["teacher"]["sha256"].startswith(digest)]
+
+    def standing(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Row]:
+        """The rows of a group that need not be made again; cells: of this group.
+
+        Where its teacher is gone and something is missing, none: another one will be trained, with rows of its own.
+        """
+        group = cells[0].group
+        rows = self.rows(recipe, group)
+        if self._digest(recipe, group):
             return rows
-        digest = read_record(self.workspace(group).teacher).sha256
-        return [row for row in rows if row["teacher"]["sha256"] == digest]
+        tasks, _ = counted(recipe, cells, seeds, rows)
+        return rows if all(done(task, rows) for task in tasks.values()) else []
+
+    def _digest(self, recipe: Recipe, group: str) -> str:
+        """How the SHA-256 of a group's teacher begins, where it is here or lies with rows; else empty."""
+        if not group:
+            return ""
+        root = recipe.root(group)
+        for name in (group, root):
+            if record_path(self.workspace(name).teacher).exists():
+                return read_record(self.workspace(name).teacher).sha256
+        kept = self.results.kept_teacher(root, recipe.basis(root))
+        return kept.parent.name if kept else ""
 
     def _run_all(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
-        self.patiently(lambda: self.prepare(recipe, group, todo))
+        views = self.patiently(lambda: self.prepare(recipe, group, todo))
         rows = self.rows(recipe, group)  # now that the teacher is known
         todo = [task for task in todo if not done(task, rows)]
         for number, task in enumerate(todo):
             self.progress.note(f"{recipe.name}, {group}: {number + 1} of {len(todo)}, {task.name}, seed {task.seed}")
             if self.stop.requested():
                 raise self.stop.stopped(f"before {task.name}")
-            self.results.add(self.patiently(functools.partial(self.row, task)))
+            row = self.patiently(functools.partial(self.row, task, views))
+            if row.get("diverged"):
+                self.progress.note(f"{task.name} has diverged, and its row says so: {row['diverged']}")
+            self.results.add(row)
 
-    def prepare(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> None:
-        """Makes teacher and cache of a group, as far as its tasks need them."""
+    def prepare(self, recipe: Recipe, group: str, todo: Sequence[Task]) -> int:
+        """Makes teacher and cache of a group, as far as its tasks need them; gives the cache's views, 0 for none."""
         self.teacher(recipe, recipe.groups[group])
-        if any(task.distill for task in todo):
-            self.fill(recipe.groups[group], todo)
+        return self.fill(recipe.groups[group], todo) if any(task.distill for task in todo) else 0
 
-    def row(self, task: Task) -> Row:
-        """Runs a task; gives its row."""
+    def row(self, task: Task, views: int) -> Row:
+        """Runs a task, of views that its recipe leaves open so many; gives its row, also of one that has diverged."""
         workspace = self.workspace(task.group)
         record, run = read_record(workspace.teacher), workspace.runs / task.name
         environment = run / "environment.json"
+        try:
+            found = {
+                **(self._trained(task, task.config, views) if task.config else of_teacher(record)),
+                "analyses": self._analysed(task, workspace, run),
+                "probe": self._probed(task, run) if task.probe else None,
+            }
+        except NonFiniteError as error:
+            found = {**of_teacher(record), **DIVERGED, "diverged": str(error)}
         return {
             "key": task.key,
             "group": task.group,
@@ -146,15 +202,14 @@ class Work:
             "config": task.asked,
             "live": task.live,
             "teacher": {name: getattr(record, name) for name in ("network", "sha256", "test_accuracy")},
-            **(self._trained(task, task.config) if task.config else of_teacher(record)),
-            "analyses": self._analysed(task, workspace, run),
-            "probe": self._probed(task, run) if task.probe else None,
+            **found,
             "environment": files.read_json(environment, "remove the run") if environment.exists() else None,
         }
 
-    def _trained(self, task: Task, config: DistillConfig) -> dict[str, Any]:
+    def _trained(self, task: Task, config: DistillConfig, views: int) -> dict[str, Any]:
         """What a row says of a student."""
-        asked = replace(config, name=task.name, device=self.device, data_folder=self._data)
+        views = config.views or (0 if task.live else views)
+        asked = replace(config, name=task.name, views=views, device=self.device, data_folder=self._data)
         result = distill(self.workspace(task.group), asked, self.progress, self.stop, live=task.live)
         taken = ("network", "parameters", "method", "options", "views", "samples", "epochs", "batch", "cache")
         scores = ("test_accuracy", "validation_accuracy", "seconds", "weights_sha256")
@@ -213,8 +268,8 @@ class Work:
             return
         if group.after:
             task = after(recipe, group)
-            self.fill(recipe.groups[task.group], [task])
-            self.row(task)
+            assert task.config is not None
+            self._trained(task, task.config, self.fill(recipe.groups[task.group], [task]))
         config = replace(
             self.lesson(recipe, group), initial=self._first_weights(recipe, group), as_is=group.teach is None
         )
@@ -263,15 +318,20 @@ class Work:
             )
         return run / found[-1].file
 
-    def fill(self, group: Group, todo: Sequence[Task]) -> None:
-        """Adds to the cache of a group what its tasks lack."""
-        workspace = self.workspace(group.name)
-        job = merged(workspace, self.extracting(group), todo, self.progress)
+    def fill(self, group: Group, todo: Sequence[Task]) -> int:
+        """Adds to the cache of a group what its tasks lack; gives the number of views that the recipe means.
+
+        The cache may hold more: somebody else's `extract` is no part of the recipe.
+        """
+        workspace, base = self.workspace(group.name), self.extracting(group)
+        base = replace(base, views=base.views or int(workspace.settings.get("views", DEFAULT_VIEWS)))
+        job = merged(workspace, base, todo, self.progress)
         known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
         if known is not None:
             refuse_other(known, job)
         if known is None or bytes_to_write(job, known):
             extract(workspace.cache, job, self.progress, self.stop)
+        return job.views
 
     def extracting(self, group: Group) -> ExtractConfig:
         """What `extract` is asked for, but the methods."""
@@ -309,9 +369,17 @@ def same_file(one: Path, other: Path) -> bool:
     return one.read_bytes() == other.read_bytes()
 
 
+def by_group(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """group -> its cells that can be run."""
+    groups = dict.fromkeys(cell.group for cell in cells if not cell.skip)
+    return {group: [cell for cell in cells if cell.group == group and not cell.skip] for group in groups}
+
+
 def done(task: Task, rows: Sequence[Row]) -> bool:
-    """Whether a task has a row with all of its analyses."""
-    return any(row["key"] == task.key and set(task.analyze) <= set(row["analyses"]) for row in rows)
+    """Whether a task has a row with all of its analyses, of which there are none of a training that diverged."""
+    return any(
+        row["key"] == task.key and (row.get("diverged") or set(task.analyze) <= set(row["analyses"])) for row in rows
+    )
 
 
 def _searching(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> bool:
