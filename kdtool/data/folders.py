@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kdtool.data import splits
-from kdtool.data.listing import Files, Listing, by_class, classes_below, with_endings
+from kdtool.data.listing import Files, Listing, by_class, classes_below, files_below, with_endings
 from kdtool.errors import UsageError
 
 TRAIN, TEST = "train", "test"
@@ -32,6 +32,12 @@ def folder(root: Path) -> Listing:
         raise UsageError(f"{root} has the folder {odd[0]}; rename it to {' or '.join(PARTS)}, or to what its class is")
     if not parts:
         return _divided(root, "")
+    beside = [name for name in there if name not in parts and with_endings(files_below(root, name))]
+    if beside:
+        raise UsageError(
+            f"{root} has {_some(parts)}, which is read as a part of a data set, and pictures in {_some(beside)} "
+            f"beside; rename {parts[0]} if it is a class, or move {beside[0]} away"
+        )
     if TRAIN not in parts:
         raise UsageError(f"{root} has {', '.join(parts)} and no {TRAIN}; add {TRAIN}/CLASS/, or name another folder")
     held = [name for name in parts if name in VALIDATION]
@@ -66,7 +72,7 @@ def _classes(root: Path, place: str, known: Sequence[str] | None = None) -> tupl
     loose = [name for name in loose if name not in found]
     if not found:
         held = f"{len(loose):,} pictures, as {loose[0]}, and no folder" if loose else "no folder"
-        above = f"; if they are one class, name {here.absolute().parent}" if loose else ""
+        above = f"; if they are one class, name {here.absolute().parent}" if loose and not place else ""
         raise UsageError(f"{here} has {held}; a folder for each class is expected there{above}")
     if loose:
         raise UsageError(

@@ -146,7 +146,14 @@ class Values:
             if key not in kinds:
                 raise unknown(f"key in [recipe] of {self.source}", key, kinds)
             changes[key] = _converted(f"{self.source}: {key}", value, kinds[key])
-        return replace(base, **{**changes, **{key: value for key, value in flags.items() if value is not None}})
+        changes |= {key: value for key, value in flags.items() if value is not None}
+        found = replace(base, **changes)
+        if found.optimizer != base.optimizer and "learning_rate" not in changes:
+            raise UsageError(
+                f"--optimizer {found.optimizer} takes another learning rate than {base.learning_rate:g}, which is the "
+                f"recipe's for {base.optimizer}; say it with --learning-rate"
+            )
+        return found
 
 
 def teach_config(values: Values, **flags: Any) -> TeachConfig:

@@ -58,6 +58,16 @@ class Recipe:
                 raise UsageError(f"the {name} of a recipe is from 0 to below 1, not {fraction}")
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs a momentum above 0")
+        if self.schedule == "step" and not self.milestones:
+            raise UsageError(
+                "the schedule step drops the learning rate at milestones, and this recipe has none; take --recipe crd, "
+                "or say milestones = [0.5, 0.75] in [recipe] of a file for --config"
+            )
+        if self.resets and self.schedule != "step":
+            raise UsageError(
+                f"this recipe has a new optimiser at each drop of the schedule step, and {self.schedule} has no drops; "
+                "take another --recipe, or say resets = false in [recipe] of a file for --config"
+            )
 
 
 _SRM = Recipe(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdtool import philox
 from kdtool.data.batches import batch_slices, order_of_epoch, view_of_epoch
 from kdtool.data.dataset import NO_LABEL
 from kdtool.engine import checkpoint, keeping
@@ -184,7 +185,8 @@ def step(
 
 def reseed(job: Job, stage: int, step: int) -> None:
     """Seeds torch's global generators by the run's seed and the step: layers such as dropout draw from them."""
-    seed = ((job.seed * 1_000_003 + stage) * 2**24 + step) % 2**63
+    high, low = philox.words(job.seed, philox.LAYERS, stage, [step], 2)[0].tolist()
+    seed = (high >> 1 << 32) + low  # below 2^63; on the CPU torch takes the lower 32 bits
     torch.default_generator.manual_seed(seed)
     if job.device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -85,14 +85,13 @@ def check_known(library: str, name: str, known: Sequence[str]) -> None:
 
 @contextmanager
 def explained(name: str, image_shape: tuple[int, int, int]) -> Iterator[None]:
-    """Turns the failure of a library's network on images of another size than it takes into one that says so.
-
-    A user's own network is left alone, so that the line of its file is told.
+    """Turns the failure of one of kdtool's or a library's networks on images of a size that it cannot take into one
+    that says so. A user's own network is left alone, so that the line of its file is told.
     """
     try:
         yield
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        if name.partition(":")[0] in ("tv", "timm"):
+        if ":" not in name or name.partition(":")[0] in ("tv", "timm"):
             size = "x".join(map(str, image_shape))
             raise UsageError(f"{name} cannot read images of {size}: {error}; name another --image-size") from error
         raise

@@ -9,7 +9,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,9 @@ def load_initial(path: Path, model: nn.Module) -> Loaded:
     classifier = _classifier(model)
     if _other_classes(found, wanted, classifier):
         found = {name: value for name, value in found.items() if not name.startswith(classifier)}
-        optional: tuple[str, ...] = (UNWRITTEN, *(name for name in wanted if name.startswith(classifier)))
+        optional = {name for name in wanted if name.startswith(classifier)}
     else:
-        optional = (UNWRITTEN,)
+        optional = set()
     _check(path, found, wanted, optional)
     loaded = [name for name in wanted if name in found]
     with torch.no_grad():
@@ -180,12 +180,12 @@ def _other_classes(found: Tensors, wanted: Tensors, classifier: str) -> bool:
     return all(ours.dim() and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours) for theirs, ours in pairs)
 
 
-def _check(path: Path, found: Tensors, wanted: Tensors, optional: tuple[str, ...]) -> None:
+def _check(path: Path, found: Tensors, wanted: Tensors, optional: Set[str]) -> None:
     """UsageError for tensors that are lacking, too many or of another shape, DamageError for other than arrays.
 
-    optional: endings of names that may be lacking.
+    optional: names that may be lacking, beside counts of batches.
     """
-    missing = [name for name in wanted if name not in found and not name.endswith(optional)]
+    missing = [name for name in wanted if name not in {*found, *optional} and not name.endswith(UNWRITTEN)]
     unexpected = [name for name in found if name not in wanted and not name.endswith(UNWRITTEN)]
     both = [name for name in wanted if name in found]
     misfits = [f"{n} {_size(found[n])} for {_size(wanted[n])}" for n in both if found[n].shape != wanted[n].shape]

@@ -153,6 +153,10 @@ def test_what_does_not_go_together(line: str, texts: tuple[str, ...], refused: T
     refused(2, texts, line)
 
 
+def test_images_too_small_for_a_network_are_refused(refused: Typed) -> None:
+    refused(2, ("vgg8 cannot read images of 3x4x4", "--image-size"), "models vgg8 --image-size 4")
+
+
 def test_of_libraries(refused: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
     refused(2, ("did you mean 'resnet18'?",), "models tv:resnet19")

@@ -173,6 +173,22 @@ def test_parts_that_do_not_fit_are_told(tmp_path: Path) -> None:
     refused(tmp_path, "has val and validation, which mean the same; keep one of them")
 
 
+def test_a_class_that_is_called_like_a_part_is_told(tmp_path: Path) -> None:
+    classes(tmp_path, "bus", "car", "train")
+    refused(
+        tmp_path, "has train, which is read as a part .* pictures in bus, car beside; rename train if it is a class"
+    )
+    classes(tmp_path / "train", "diesel", "steam")
+    refused(tmp_path, "rename train if it is a class, or move bus away")
+    shutil.rmtree(tmp_path / "bus")
+    shutil.rmtree(tmp_path / "car")
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/notes.txt").write_text("folders without pictures may stay")
+    for path in (tmp_path / "train").glob("*.png"):
+        path.unlink()
+    assert data.load("folder", tmp_path).class_names == ("diesel", "steam")
+
+
 @pytest.mark.parametrize("name", ["Train", "TEST", "training", "Testing", "Val"])
 def test_a_folder_that_may_be_meant_as_a_part_is_no_class(tmp_path: Path, name: str) -> None:
     classes(tmp_path, "cat", "owl", name)

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from made_up import PLAN
 from stopping import StopAfter
 from torch import nn
@@ -19,6 +21,7 @@ from kdtool.engine.extract import extract
 from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
+from kdtool.engine.train import reseed
 from kdtool.engine.workspace import open_teacher_cache, read_record
 from kdtool.errors import DamageError, IdentityError, Stopped, UsageError
 from kdtool.methods import method
@@ -152,6 +155,18 @@ def test_dropout_is_a_function_of_the_seed_and_the_step(write: Write, tmp_path: 
             break
     found = [(folder / "teacher.safetensors").read_bytes() for folder in runs]
     assert found[0] == found[1] == found[2] != found[3]
+
+
+def test_layers_draw_otherwise_for_every_seed_stage_and_step() -> None:
+    job = SimpleNamespace(device=torch.device("cpu"))
+    drawn = set()
+    for seed in (0, 1, 256, 2**32, 2**40, 2**63 - 1):
+        for stage in (0, 1, 256):
+            for step in (0, 1, 2**24):
+                job.seed = seed
+                reseed(job, stage, step)
+                drawn.add(tuple(torch.rand(4).tolist()))
+    assert len(drawn) == 6 * 3 * 3
 
 
 def test_other_layers_are_another_cache(write: Write, tmp_path: Path) -> None:

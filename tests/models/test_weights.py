@@ -112,6 +112,23 @@ def test_a_classifier_of_other_classes_stays_as_it_is(classes: int, tmp_path: Pa
         assert torch.equal(value, before[key] if key in HEAD else state(classes)[key])
 
 
+def test_what_is_called_like_the_classifier_elsewhere_must_be_there(tmp_path: Path) -> None:
+    class Squeezing(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.se = nn.ModuleDict({"fc": nn.Linear(4, 4)})
+            self.fc = nn.Linear(4, classes)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found = self.conv(images).mean((2, 3))
+            return self.fc(found * self.se["fc"](found))
+
+    few = {name: value for name, value in Squeezing(7).state_dict().items() if not name.startswith("se.")}
+    with pytest.raises(UsageError, match=r"2 missing: se\.fc\.weight, se\.fc\.bias"):
+        load_initial(saved(tmp_path, few), Squeezing(5))
+
+
 def test_a_file_without_a_classifier_or_counters_is_enough(tmp_path: Path) -> None:
     few = {key: value for key, value in state().items() if key not in HEAD and "num_batches" not in key}
     model = network()
