@@ -114,7 +114,11 @@ def map_chunk(root: Path, name: str, grid: Grid, recorded: str | None) -> Array:
 
 def check_file(root: Path, name: str, grid: Grid, recorded: str) -> bytes:
     """The whole content of a chunk's file, compared with what is recorded, SHA-256 included."""
-    content = check_place(root, name, grid.file_bytes).read_bytes()
+    path = check_place(root, name, grid.file_bytes)
+    try:
+        content = path.read_bytes()
+    except OSError as error:  # a bad sector is damage, too
+        raise DamageError(f"{path} cannot be read ({error.strerror}); {repair(root)}") from error
     if f"{crc32c(content[:-CRC_BYTES]):08x}" != recorded[:8] or record_of(content) != recorded:
         raise DamageError(
             f"{root / name} is damaged or another chunk: its digests are not the manifest's; {repair(root)}"

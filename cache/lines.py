@@ -22,7 +22,7 @@ def read_lines(path: Path, repair: str) -> tuple[list[dict[str, Any]], bool]:
 
     A bad line that is not the last is a DamageError that names `repair`.
     """
-    content = path.read_bytes() if path.is_file() else b""
+    content = _content(path)
     *lines, tail = content.split(b"\n")
     records = [_opened(line) for line in lines]
     torn = bool(tail)
@@ -38,10 +38,18 @@ def read_lines(path: Path, repair: str) -> tuple[list[dict[str, Any]], bool]:
 
 def intact_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The records of a file that are whole, wherever they stand, and the number of lines that are not."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = _content(path)
     records = [_opened(line) for line in content.split(b"\n") if line]
     whole = [record for record in records if record is not None]
     return whole, len(records) - len(whole)
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds; nothing where there is none, or none any more: a writer may fold it away meanwhile."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return b""
 
 
 def _opened(line: bytes) -> dict[str, Any] | None:

@@ -109,19 +109,25 @@ def lock(path: Path, purpose: str, patience: float = 0.0) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
             raise DamageError(f"{path} is a link, which would lead a writer elsewhere; remove it")
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     end = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except OSError as error:
+        except BlockingIOError as error:
             if time.monotonic() < end:
                 time.sleep(0.05)
                 continue
             os.close(handle)
             raise HeldError(
                 f"another process is {purpose} {path.parent} (it holds {path.name}); wait until it has ended"
+            ) from error
+        except OSError as error:
+            os.close(handle)
+            raise ResourceError(
+                f"the file system of {path.parent} gives no locks ({error.strerror}), without which two processes "
+                "could write there at once; take a folder on another one"
             ) from error
     try:
         yield

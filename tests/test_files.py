@@ -1,6 +1,7 @@
 """Durable files: whole or absent under every injected fault, damage seen, one holder of a lock."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -181,3 +182,23 @@ def test_a_lock_refuses_a_second_process_and_ends_with_its_holder(tmp_path: Path
     assert "another process is extracting into" in second.stderr
     with files.lock(path, "writing"):
         pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ResourceError, match="gives no locks"), files.lock(tmp_path / "lock", "writing into"):
+        pass
+
+
+def test_a_lock_is_for_all_who_may_write_in_its_folder(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with files.lock(tmp_path / "lock", "writing into"):
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)

@@ -114,11 +114,16 @@ def check_replay(rows: int, again: Again) -> None:
 
 
 def _relative(held: Array, given: Array) -> Array:
-    """(b,) the largest difference in each row, as a share of the row's largest value."""
+    """(b,) the largest difference in each row, as a share of the row's largest value; infinite where one of them is not
+    finite.
+    """
     wide, exact = held.astype(np.float64), given.astype(np.float64)
+    finite = np.isfinite(wide).all(1) & np.isfinite(exact).all(1)
+    shares = np.full(len(wide), np.inf)
+    wide, exact = wide[finite], exact[finite]
     sizes = np.maximum(np.abs(wide), np.abs(exact)).max(1)
-    scale = np.maximum(sizes, SMALL * sizes.max())
-    shares: Array = np.abs(wide - exact).max(1) / np.where(scale > 0, scale, 1.0)
+    scale = np.maximum(sizes, SMALL * sizes.max(initial=0.0))
+    shares[finite] = np.abs(wide - exact).max(1) / np.where(scale > 0, scale, 1.0)
     return shares
 
 

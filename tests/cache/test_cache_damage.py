@@ -1,8 +1,10 @@
 """Damage of every kind is found, by verify in every file and by readers in what they touch; never read, never zeros."""
 
+import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -273,3 +275,23 @@ def test_what_is_no_cache_is_said_to_be_none(tmp_path):
         for reads in (open_cache, verify):
             with pytest.raises(UsageError, match=r"no cache at .*; `kdtool extract` makes one"):
                 reads(path)
+
+
+def test_a_chunk_that_the_disk_does_not_give_is_damage(copy, monkeypatch):
+    kept = Path.read_bytes
+
+    def read(path):
+        if path == copy / CHUNK:
+            raise OSError(errno.EIO, "Input/output error")
+        return kept(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    (problem,) = verify(copy)
+    assert (problem.file, "cannot be read" in problem.what) == (CHUNK, True)
+
+
+def test_a_journal_that_is_folded_away_between_a_look_and_a_read_is_no_error(copy, monkeypatch):
+    kept = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name == "journal.jsonl" or kept(path))
+    assert not (copy / "journal.jsonl").exists()
+    read_all(copy)

@@ -17,7 +17,7 @@ from kdtool.engine.extraction import Landing, Stored
 from kdtool.engine.folder import Workspace
 from kdtool.engine.recorded import Again, recorded_fits, recorded_job, recorded_targets
 from kdtool.engine.repair import Mended, repair
-from kdtool.engine.replay import replay
+from kdtool.engine.replay import Replayed, replay
 from kdtool.engine.sources import Teller
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import recorded_kinds
@@ -255,3 +255,18 @@ def test_a_job_made_again_is_the_job(complete: Path) -> None:
     job, _ = recorded_job(workspace, cache, Again())
     assert dict(job.identity) == cache.identity
     assert job.layout.to_json() == cache.layout.to_json()
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_replay_passes_no_row_that_is_not_finite_nor_one_beside_it(odd: float) -> None:
+    given = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
+    for held in (np.full_like(given, odd), np.where(np.arange(3)[:, None] == 1, odd, given)):
+        found = Replayed("train", "logits", "values", 1e-3)
+        found.add(held.astype(np.float32), given, 2, np.array([5, 6, 7]))
+        assert not found.right
+        assert found.worst == (2, 6 if np.isfinite(held[0]).all() else 5)
+    zeros = np.zeros_like(given)
+    zeros[0, 0] = odd
+    found = Replayed("train", "logits", "values", 1e-3)
+    found.add(zeros[1:], given[1:], 0, np.array([1, 2]))
+    assert (found.right, found.difference) == (False, 1.0)
