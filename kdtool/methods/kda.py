@@ -108,9 +108,10 @@ class Landmarks(nn.Module):
         share = self.student.any(1).double() * momentum  # landmarks are zeros until they are made
         share = torch.where(self.counts > 0, share, 1.0)[:, None]
         divisor = self.counts.clamp(min=1)[:, None]
-        self.student = (share * self.student + (1 - share) * self.student_sums / divisor).float()
+        kind = self.student.dtype
+        self.student = (share * self.student + (1 - share) * self.student_sums / divisor).to(kind)
         if not teacher_fixed:
-            self.teacher = (share * self.teacher + (1 - share) * self.teacher_sums / divisor).float()
+            self.teacher = (share * self.teacher + (1 - share) * self.teacher_sums / divisor).to(kind)
         self.student_used = self.student.clone() if rank is None else whitened(self.student, rank)
         self.teacher_used = self.teacher.clone() if rank is None else whitened(self.teacher, rank)
         for sums in (self.student_sums, self.teacher_sums, self.counts):

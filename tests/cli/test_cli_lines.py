@@ -208,7 +208,7 @@ TABLES = {
     "models": ("tv:shufflenet_v2_x1_0", "stem stage1-4 preact"),
     "plan --for kda --set landmarks=kmeans": ("kmeans2.before_fc", "train_clean"),
     "cache info": ("before_fc", "train_clean"),
-    "analyze gram-gap": ("before_fc", "moments"),
+    "analyze gram-gap": ("before_fc", "alignment"),
 }
 
 

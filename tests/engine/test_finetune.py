@@ -147,7 +147,16 @@ def test_the_schedule_moves_both_learning_rates(teacher: Path, tmp_path: Path, m
 
 
 def test_fine_tuning_goes_on_where_it_was_stopped(teacher: Path, tmp_path: Path) -> None:
-    plan = Recipe(**{**vars(PLAN), "optimizer": "adam", "learning_rate": 1e-3, "resets": True, "milestones": (0.5,)})
+    plan = Recipe(
+        **{
+            **vars(PLAN),
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "step",
+            "resets": True,
+            "milestones": (0.5,),
+        }
+    )
     config = replace(CONFIG, data="three", recipe=plan, initial=str(teacher), freeze=("stem",), head_learning_rate=1e-2)
     teach(Workspace(tmp_path / "undisturbed"), config, Silent(), StopRequest())
     stops = 0
