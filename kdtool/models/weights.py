@@ -185,7 +185,8 @@ def _check(path: Path, found: Tensors, wanted: Tensors, optional: Set[str]) -> N
 
     optional: names that may be lacking, beside counts of batches.
     """
-    missing = [name for name in wanted if name not in {*found, *optional} and not name.endswith(UNWRITTEN)]
+    enough = {*found, *optional}
+    missing = [name for name in wanted if name not in enough and not name.endswith(UNWRITTEN)]
     unexpected = [name for name in found if name not in wanted and not name.endswith(UNWRITTEN)]
     both = [name for name in wanted if name in found]
     misfits = [f"{n} {_size(found[n])} for {_size(wanted[n])}" for n in both if found[n].shape != wanted[n].shape]

@@ -77,8 +77,7 @@ def _lines(recipe: Recipe, cell: Cell, rows: Sequence[Row], seeds: int | None) -
         yield _line(recipe, cell, "", [], note=cell.skip)
         return
     count = 0
-    for teacher in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
-        own = [row for row in rows if row["teacher"]["sha256"] == teacher]
+    for teacher, own in by_teacher(rows).items():
         search = searched(recipe, cell, own)
         keys = wanted(recipe, [cell], seeds or 1 + max(row["seed"] for row in own), own)
         found = [row for row in own if row["key"] in keys]
@@ -275,14 +274,21 @@ def _finished(recipe: Recipe, results: Results) -> tuple[int, int]:
     there = asked = 0
     for group, rows in rows_of(recipe, results).items():
         cells = [cell for cell in recipe.cells if cell.group == group]
-        teachers = dict.fromkeys(row["teacher"]["sha256"] for row in rows) or {"": None}
         finished = []
-        for digest in teachers:
-            own = [row for row in rows if row["teacher"]["sha256"] == digest]
+        for own in by_teacher(rows).values() or [[]]:
             keys, more = counted(recipe, cells, recipe.seeds, own)
             finished.append((sum(row["key"] in keys for row in own), len(keys) + more))
-        there, asked = (total + one for total, one in zip((there, asked), max(finished), strict=True))
+        most, of = max(finished)
+        there, asked = there + most, asked + of
     return there, asked
+
+
+def by_teacher(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """SHA-256 of a teacher -> its rows."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["teacher"]["sha256"], []).append(row)
+    return found
 
 
 def _about_teachers(recipe: Recipe, results: Results) -> list[str]:
@@ -290,8 +296,7 @@ def _about_teachers(recipe: Recipe, results: Results) -> list[str]:
     found = []
     for group, rows in rows_of(recipe, results).items():
         cells = [cell for cell in recipe.cells if cell.group == group]
-        for digest in dict.fromkeys(row["teacher"]["sha256"] for row in rows):
-            of_teacher = [row for row in rows if row["teacher"]["sha256"] == digest]
+        for digest, of_teacher in by_teacher(rows).items():
             keys, _ = counted(recipe, cells, 1 + max(row["seed"] for row in of_teacher), of_teacher)
             own = [row for row in of_teacher if row["key"] in keys]
             if not own:

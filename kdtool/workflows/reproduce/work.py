@@ -44,6 +44,9 @@ from kdtool.workflows.reproduce.tasks import Task, counted, no_validation, searc
 T = TypeVar("T")
 DIVERGED: dict[str, Any] = {  # what is known of a student whose training came to infinite or NaN numbers
     "test_accuracy": None,
+    "validation_accuracy": None,
+    "seconds": {},
+    "cache": None,
     "weights_sha256": None,
     "analyses": {},
     "probe": None,
@@ -194,7 +197,7 @@ class Work:
                 "probe": self._probed(task, run) if task.probe else None,
             }
         except NonFiniteError as error:
-            found = {**of_teacher(record), **DIVERGED, "diverged": str(error)}
+            found = {**DIVERGED, "diverged": str(error)}
         return {
             "key": task.key,
             "group": task.group,
