@@ -14,7 +14,7 @@ from kdtool import files
 from kdtool.cache import journal, tree
 from kdtool.cache.chunks import write_files
 from kdtool.cache.manifest import Manifest
-from kdtool.cache.opening import refuse_links, sweep, tidy
+from kdtool.cache.opening import refuse_odd, sweep, tidy
 from kdtool.errors import UsageError, unknown
 
 
@@ -51,7 +51,7 @@ def would_drop(path: Path | str, choice: Choice) -> Dropped:
     root = Path(path)
     manifest = journal.load(root)
     kept = _kept(manifest, choice)
-    refuse_links(root)
+    refuse_odd(root, manifest)
     tree.stale_metadata(root, manifest)
     views = {
         key: (manifest.views("train", key), kept.views("train", key) if key in kept.contents else 0)

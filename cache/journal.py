@@ -69,9 +69,45 @@ def fold(root: Path, manifest: Manifest) -> None:
 
 def mend_copy(root: Path) -> None:
     """Writes the manifest's copy where it is not one: a writer was killed between the two, or it is damaged."""
-    content = (root / MANIFEST).read_bytes()
-    if not (root / COPY).is_file() or (root / COPY).read_bytes() != content:
-        files.write(root / COPY, content)
+    if not _is_copy(root):
+        files.write(root / COPY, (root / MANIFEST).read_bytes())
+
+
+def _is_copy(root: Path) -> bool:
+    copy, manifest = root / COPY, root / MANIFEST
+    return copy.is_file() and manifest.is_file() and copy.read_bytes() == manifest.read_bytes()
+
+
+def check_copy(path: Path, manifest: Manifest) -> None:
+    """Refuses a copy of the manifest that knows what manifest and journal do not, with a DamageError.
+
+    kdtool leaves none: one of them was put there from elsewhere, and only the user can tell whose chunks are to stay.
+    A copy that is damaged or missing is for `mend_copy`.
+    """
+    root = path.parent
+    if _is_copy(root):
+        return
+    try:
+        odd = _odd(root, read(path), manifest)
+    except DamageError:
+        return
+    if odd:
+        raise DamageError(
+            f"{path} {odd}: one of them was put there from elsewhere; remove {COPY}, or {MANIFEST} where the copy is "
+            f"right, and then `kdtool cache repair {root}` makes the cache what the other says"
+        )
+
+
+def _odd(root: Path, body: dict[str, Any], manifest: Manifest) -> str:
+    """What the fields of a whole copy say that a manifest does not; empty for nothing."""
+    if body.get("identity_digest") != manifest.digest:
+        return "is the manifest of another cache"
+    told, held = parse(root, body, []).to_json(), manifest.to_json()
+    for kind, what in (("contents", "the key"), ("fits", "the fit"), ("files", "the chunk")):
+        for name, value in told[kind].items():
+            if held[kind].get(name) != value:
+                return f"records {what} {name} otherwise than {MANIFEST} and {JOURNAL}"
+    return ""
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -51,16 +51,17 @@ def refuse_folder(root: Path) -> None:
         raise UsageError(f"{root} is there and is no cache; name another folder with --cache")
 
 
-def refuse_links(root: Path) -> None:
-    """Refuses a cache that holds links."""
+def refuse_odd(root: Path, manifest: Manifest) -> None:
+    """Refuses a cache that holds links, or a copy of the manifest that knows more than the manifest."""
     links = [name for name in tree.walk(root) if (root / name).is_symlink()]
     if links:
         raise DamageError(f"{root / links[0]} is a link: a cache holds none; {repair(root)}")
+    journal.check_copy(root / journal.COPY, manifest)
 
 
 def tidy(root: Path, manifest: Manifest) -> None:
     """Removes what a killed writer left unfinished, and finishes what it recorded."""
-    refuse_links(root)
+    refuse_odd(root, manifest)
     sweep(root, manifest)
     write_files(root, tree.stale_metadata(root, manifest))
     journal.fold(root, manifest)

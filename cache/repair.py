@@ -102,8 +102,17 @@ class Repairer(CacheWriter):
     def record(self, block: Mapping[str, Any]) -> None:
         """Nothing: what is written again is recorded already."""
 
+    @property
+    def scratch(self) -> Path:
+        """A folder of its own: the state of the fits of an unfinished extract stays where it is."""
+        folder = super().scratch / "repair"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def finish(self) -> None:
-        """Leaves the manifest as it is, and removes the scratch folder where it is empty."""
+        """Leaves the manifest as it is, and removes the scratch folders where they are empty."""
+        with contextlib.suppress(OSError):
+            self.scratch.rmdir()
         self._remove_scratch()
 
     def _put(self, what: str, contents: dict[str, bytes], addition: dict[str, Any]) -> None:
@@ -186,7 +195,9 @@ def _texts(root: Path, links: Collection[str] = ()) -> tuple[Manifest, list[_Men
         if not place(name).is_file() or place(name).read_bytes() != text
     ]
     lines, odd = _journal(root, place(journal.JOURNAL), body)
-    return journal.parse(root, body, lines), [*found, *odd, *_provenance(place(journal.PROVENANCE))]
+    manifest = journal.parse(root, body, lines)
+    journal.check_copy(place(journal.COPY), manifest)
+    return manifest, [*found, *odd, *_provenance(place(journal.PROVENANCE))]
 
 
 def _copied(root: Path, copy: Path) -> dict[str, Any]:
@@ -204,16 +215,24 @@ def _copied(root: Path, copy: Path) -> dict[str, Any]:
 
 def _journal(root: Path, path: Path, body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[_Mending]]:
     """(the lines that hold, what the journal is without the others); what those recorded is done again by extract."""
-    kept: list[dict[str, Any]] = []
     lines, lost = intact_lines(path)
-    for line in lines:
-        try:
-            journal.parse(root, body, [*kept, line])
-            kept.append(line)
-        except DamageError:
-            lost += 1
+    kept = _consistent(root, body, lines)
+    lost += len(lines) - len(kept)
     told = f"{journal.JOURNAL}: {lost} damaged lines removed; `kdtool extract` does again what they recorded"
     return kept, [_Mending(journal.JOURNAL, _sealed(kept), told)] if lost else []
+
+
+def _consistent(root: Path, body: dict[str, Any], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that fit the manifest and those before them; one by one only where they do not all."""
+    with contextlib.suppress(DamageError):
+        journal.parse(root, body, lines)
+        return lines
+    kept: list[dict[str, Any]] = []
+    for line in lines:
+        with contextlib.suppress(DamageError):
+            journal.parse(root, body, [*kept, line])
+            kept.append(line)
+    return kept
 
 
 def _provenance(path: Path) -> list[_Mending]:

@@ -7,7 +7,6 @@ links are refused, and a file is read only where it has the size that the manife
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -64,22 +63,20 @@ def _problem(root: Path, name: str, error: DamageError) -> Problem:
     return Problem(name, str(error).removeprefix(f"{root / name} ").removesuffix(f"; {repair(root)}"))
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> None:
     body = journal.read(path)
     if path.read_bytes() != files.checked_json(body):
         raise DamageError(f"{path} is not written as kdtool writes it; {repair(path.parent)}")
-    return body
 
 
 def _copy(path: Path) -> None:
-    """The copy may be of another moment, where a writer was killed between the two, but of the same cache."""
-    body, manifest = _manifest(path), path.with_name(journal.MANIFEST)
+    """The copy may be of an earlier moment, where a writer was killed between the two, but of the same cache."""
+    _manifest(path)
     try:
-        held = journal.read(manifest)
+        manifest = journal.load(path.parent)
     except DamageError:
-        return  # which is told of the manifest itself
-    if body.get("identity_digest") != held.get("identity_digest"):
-        raise DamageError(f"{path} is the manifest of another cache; {repair(path.parent)}")
+        return  # which is told of the manifest or the journal
+    journal.check_copy(path, manifest)
 
 
 def _lines(path: Path) -> None:

@@ -21,7 +21,7 @@ from kdtool.cache.chunks import Array, encode_whole, record_of, write_files
 from kdtool.cache.identity import difference, plain, refuse
 from kdtool.cache.layout import Contents, FitContents, Layout
 from kdtool.cache.lines import seal
-from kdtool.cache.opening import mend_provenance, open_manifest, refuse_folder, refuse_links, require_space, tidy
+from kdtool.cache.opening import mend_provenance, open_manifest, refuse_folder, refuse_odd, require_space, tidy
 from kdtool.cache.reader import Cache
 from kdtool.errors import IdentityError
 
@@ -40,11 +40,15 @@ def create_or_open(
     refuse_folder(root)
     with files.lock(root / journal.LOCK, "writing into"):
         manifest = open_manifest(root, plain(dict(identity)), layout)
-        require_space(root, room(Cache(root, manifest)))
-        if not journal.holds_cache(root):
+        begun = journal.holds_cache(root)
+        if begun:
+            tidy(root, manifest)  # what a killed writer left takes room
+        cache = Cache(root, manifest)
+        require_space(root, room(cache))
+        if not begun:
             journal.create(root, manifest)
-        tidy(root, manifest)
-        writer = CacheWriter(Cache(root, manifest))
+            tidy(root, manifest)
+        writer = CacheWriter(cache)
         yield writer
         writer.finish()
 
@@ -63,7 +67,7 @@ def could_open(
     cache = Cache(root, manifest)
     require_space(root, room(cache))
     if journal.holds_cache(root):
-        refuse_links(root)
+        refuse_odd(root, manifest)
         tree.stale_metadata(root, manifest)
     return cache
 

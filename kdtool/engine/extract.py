@@ -50,6 +50,7 @@ def extract(
             return
         with create_or_open(cache, dict(job.identity), job.layout, lambda held: bytes_to_write(job, held)) as writer:
             _check_mixed(job, writer)
+            refuse_reads(job, writer.cache)
             fill(writer, job, progress, stop, save_seconds, group)
 
 
@@ -98,6 +99,7 @@ def check(cache: Path, job: Extraction) -> None:
     """Refuses what `extract` would refuse before the teacher answers for the first time, and writes nothing."""
     held = could_open(cache, dict(job.identity), job.layout, lambda held: bytes_to_write(job, held))
     refuse_mixed(job, held)
+    refuse_reads(job, held)
     for target in job.targets:
         if target.key in held.contents:
             check_target(held, target)
@@ -125,6 +127,19 @@ def refuse_mixed(job: Extraction, cache: Cache) -> dict[str, Any]:
                 "would differ between its parts; extract into another --cache, or accept it with --allow-mixed"
             )
     return now
+
+
+def refuse_reads(job: Extraction, cache: Cache) -> None:
+    """Refuses to store a key in another dtype than a fit of the cache read it in: the fit could not be repaired."""
+    for target in (target for target in job.targets if target.key not in cache.contents):
+        wanted = job.dtype(target, cache.contents)
+        for name, fit in cache.fits.items():
+            read = fit.record.get("reads", {}).get(target.key, wanted)
+            if read != wanted:
+                raise IdentityError(
+                    f"the fit {name} of this cache was learned from {target.key} as {read}, and it is to be stored as "
+                    f"{wanted}; store it with --dtype {target.key}={read}, or extract into another --cache"
+                )
 
 
 class _Worker:

@@ -148,9 +148,14 @@ def _leaving(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _explain(what: str, key: str, exact: torch.Tensor, dtype: str) -> None:
-    if not bool(torch.isfinite(exact).all()):
-        raise UsageError(f"the teacher gives infinite or NaN values for {what}; it cannot be distilled: train it again")
-    raise UsageError(
-        f"{what} reaches {float(exact.abs().max()):.3g}, which {dtype} cannot hold; extract it with "
-        f"--dtype {key}=float32"
-    )
+    if bool(torch.isfinite(exact).all()):
+        error = UsageError(
+            f"{what} reaches {float(exact.abs().max()):.3g}, which {dtype} cannot hold; extract it with "
+            f"--dtype {key}=float32"
+        )
+    else:
+        error = UsageError(
+            f"the teacher gives infinite or NaN values for {what}; it cannot be distilled: train it again"
+        )
+    error.apart = True  # the other ranks have other samples
+    raise error

@@ -38,9 +38,9 @@ def repair(workspace: Workspace, again: Again, progress: Progress, stop: StopReq
     with open_damaged(workspace.cache, progress.advance) as repairer:
         lost = tuple(sorted(repairer.damaged))
         if lost:
-            job, owners = _job(workspace, open_teacher_cache(workspace.cache), lost, again, progress)
+            job = _job(workspace, open_teacher_cache(workspace.cache), lost, again, progress)
             repairer.provenance({**environment(job.train.device, job.precision), "repaired": len(lost)})
-            fill(repairer, _only(job, owners), progress, stop)
+            fill(repairer, job, progress, stop)
         return Mended(tuple(repairer.mended), lost)
 
 
@@ -53,10 +53,8 @@ def would_repair(workspace: Workspace, again: Again, progress: Progress) -> Mend
     return Mended(found.mendable, found.damaged)
 
 
-def _job(
-    workspace: Workspace, cache: Cache, lost: Sequence[str], again: Again, progress: Progress
-) -> tuple[Extraction, set[str]]:
-    """The extract that the cache came from, and the keys and fits that have lost chunks."""
+def _job(workspace: Workspace, cache: Cache, lost: Sequence[str], again: Again, progress: Progress) -> Extraction:
+    """The extract that the cache came from, of the keys, fits and views that have lost chunks."""
     try:
         job, unknown = recorded_job(workspace, cache, again, progress)
     except KdtoolError as error:
@@ -68,13 +66,12 @@ def _job(
             f"{_count(lost)}, among them of {strange[0]}, which no method of kdtool stores; name the method of "
             "your own that does with --for path.to:MyMethod"
         )
-    return job, owners
-
-
-def _only(job: Extraction, owners: Collection[str]) -> Extraction:
-    """The job of some keys and fits alone."""
-    targets = tuple(target for target in job.targets if target.key in owners)
-    return replace(job, targets=targets, fits=tuple(fit for fit in job.fits if fit.key in owners))
+    return replace(
+        job,
+        targets=tuple(target for target in job.targets if target.key in owners),
+        fits=tuple(fit for fit in job.fits if fit.key in owners),
+        views=1 + max(cache.manifest.grid_of(name).locate(name)[0] for name in lost),  # the last may be unfinished
+    )
 
 
 def _count(lost: Collection[str]) -> str:

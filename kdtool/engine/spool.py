@@ -1,7 +1,7 @@
 """What the teacher said in a pass of a fit, on disk, for later passes over the same view.
 
 A scratch file for each view, key and array, read back in the very bytes that were written; nothing of it is trusted
-after the process has ended. Where the disk is full the teacher simply runs again.
+after the process has ended. Where little room is left on the disk the teacher simply runs again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from kdtool import files
+
+MARGIN = 2**30  # bytes that stay free on the disk: for the states of the fits, and for others
 BYTES_PER_SECOND = 1e9  # what reading back is taken to reach; a teacher that is faster than that runs again
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -42,14 +45,18 @@ class Spool:
         if self.full:
             return
         places = {}
+        if files.free_bytes(self.folder) < MARGIN + sum(rows.nbytes for rows in arrays.values()):
+            self.full = True
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, rows in arrays.items():
                 with self._path(view, key, name).open("ab") as file:
                     places[name] = (file.tell(), rows.dtype, rows.shape)
                     file.write(np.ascontiguousarray(rows).data)
-        except OSError:
+        except OSError:  # a quota: what is held has used it up
             self.full = True
+            self.close()
             return
         self._held[view, key, start] = places
 

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from kdtool import files
-from kdtool.cache import create_or_open, info, journal, open_cache, verify
+from kdtool.cache import (
+    Choice,
+    could_open,
+    create_or_open,
+    drop,
+    info,
+    journal,
+    open_cache,
+    open_damaged,
+    survey,
+    verify,
+    would_drop,
+)
 from kdtool.errors import DamageError, IdentityError, UsageError
 
 CHUNK = "train/logits/values/c/0/1/0"
@@ -248,7 +260,58 @@ def test_the_copy_of_another_manifest_is_found(copy):
     body = files.read_json(copy / "manifest.copy.json", "")
     files.write_json(copy / "manifest.copy.json", {**body, "identity_digest": "0" * 64})
     (problem,) = verify(copy)
-    assert (problem.file, problem.what) == ("manifest.copy.json", "is the manifest of another cache")
+    assert problem.file == "manifest.copy.json"
+    assert problem.what.startswith("is the manifest of another cache: one of them was put there from elsewhere")
+
+
+ELSEWHERE = r"put there from elsewhere; remove manifest.copy.json, or manifest.json where the copy is right"
+
+
+@pytest.mark.parametrize("other", ["an earlier one", "another cache's"])
+def test_a_manifest_that_knows_less_than_its_copy_costs_no_chunk(other, tmp_path, tiny):
+    """Put back from a backup, it would let a writer sweep away what was extracted since."""
+    root, views = tmp_path / "cache", {**tiny.views, "train": 1}
+    if other == "an earlier one":
+        tiny.session(root, views)
+    else:
+        with create_or_open(root, {**tiny.identity, "kind": other}, tiny.layout):
+            pass
+    old = (root / "manifest.json").read_bytes()
+    shutil.rmtree(root)
+    tiny.session(root)
+    whole = tiny.tree(root)
+    (root / "manifest.json").write_bytes(old)
+    damaged = tiny.tree(root)
+
+    identity = {**tiny.identity, "kind": other} if other == "another cache's" else tiny.identity
+    for write in (
+        lambda: create_or_open(root, identity, tiny.layout).__enter__(),
+        lambda: could_open(root, identity, tiny.layout),
+        lambda: drop(root, Choice(keep_views=1)),
+        lambda: would_drop(root, Choice(keep_views=1)),
+        lambda: survey(root),
+        lambda: open_damaged(root).__enter__(),
+    ):
+        with pytest.raises(DamageError, match=ELSEWHERE):
+            write()
+    assert tiny.tree(root) == damaged
+    assert any(ELSEWHERE.split(";")[0] in problem.what for problem in verify(root))
+
+    (root / "manifest.json").unlink()
+    with open_damaged(root) as repairer:
+        assert repairer.damaged == set()
+    assert tiny.tree(root) == whole
+
+
+def test_a_copy_that_knows_less_is_what_a_killed_writer_leaves(tmp_path, tiny):
+    root = tmp_path / "cache"
+    tiny.session(root, {**tiny.views, "train": 1})
+    old = (root / "manifest.copy.json").read_bytes()
+    tiny.session(root)
+    whole = tiny.tree(root)
+    (root / "manifest.copy.json").write_bytes(old)
+    tiny.session(root)
+    assert tiny.tree(root) == whole
 
 
 def test_another_format_names_the_way_out(copy):

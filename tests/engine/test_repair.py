@@ -9,18 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from stopping import StopAfter
 
 from kdtool import files
 from kdtool.cache import open_cache, verify
 from kdtool.cache.chunks import encode, record_of
+from kdtool.engine.checkpoint import save_state
+from kdtool.engine.extract import check, extract
 from kdtool.engine.extraction import Landing, Stored
 from kdtool.engine.folder import Workspace
+from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.recorded import Again, recorded_fits, recorded_job, recorded_targets
 from kdtool.engine.repair import Mended, repair
 from kdtool.engine.replay import Replayed, replay
 from kdtool.engine.sources import Teller
-from kdtool.errors import DamageError, IdentityError, UsageError
-from kdtool.methods import recorded_kinds
+from kdtool.errors import DamageError, IdentityError, Stopped, UsageError
+from kdtool.methods import method, recorded_kinds
 from kdtool.progress import Silent, StopRequest
 from kdtool.targets import describe
 
@@ -127,6 +132,48 @@ def test_what_follows_from_other_files_needs_no_teacher(
             assert found.chunks == ()
             assert tree(workspace.cache) == sound
             assert verify(workspace.cache) == []
+
+
+def test_chunks_of_a_view_that_is_not_finished_are_mended(taught: Path, tmp_path: Path) -> None:
+    """They are computed again to the byte, and the state of the fits of a stopped extract stays."""
+    workspace = Workspace.open(Path(shutil.copytree(taught, tmp_path / "work")))
+    asked = ExtractConfig((method("kd"),), ("resnet8",), views=2, batch=16, block=16)
+    with pytest.raises(Stopped):
+        extract(workspace.cache, prepare(workspace, asked), Silent(), StopAfter(8))
+    state = workspace.cache / "scratch"
+    save_state(state, {"some/fit": torch.ones(3)}, {"fits": [], "done": 7})
+    before, manifest = tree(workspace.cache), open_cache(workspace.cache).manifest
+    assert manifest.views("train", "logits") == 1
+    (lost,) = (name for name in manifest.files if name.startswith("train/logits/values/c/1/0/"))
+    flip(workspace.cache / lost)
+    assert mend(workspace).chunks == (lost,)
+    assert verify(workspace.cache) == []
+    folded = {"manifest.json", "manifest.copy.json", "journal.jsonl"}
+    after = tree(workspace.cache)
+    assert {name: before[name] for name in before.keys() - folded} == {
+        name: after[name] for name in after.keys() - folded
+    }
+    assert open_cache(workspace.cache).manifest.to_json() == manifest.to_json()
+
+
+def test_a_key_keeps_the_dtype_in_which_a_fit_read_it(taught: Path, tmp_path: Path) -> None:
+    """Otherwise the fit could not be learned again when its result is damaged."""
+    workspace = Workspace.open(Path(shutil.copytree(taught, tmp_path / "work")))
+    options = {"srm": {"passes": "2", "layers": "stage3"}, "fitnet": {"layers": "stage3"}}
+
+    def stored(name: str, dtypes: dict[str, str]) -> None:
+        chosen = method(name).with_options(options[name])
+        asked = ExtractConfig((chosen,), ("resnet8",), views=1, batch=16, fit_views=1, dtypes=dtypes)
+        job = prepare(workspace, asked)
+        check(workspace.cache, job)
+        extract(workspace.cache, job, Silent(), StopRequest())
+
+    stored("srm", {})
+    (key,) = (key for fit in open_cache(workspace.cache).fits.values() for key in fit.record["reads"] if "map" in key)
+    before = tree(workspace.cache)
+    with pytest.raises(IdentityError, match=f"was learned from {key} as float16, .* as float32; .*--dtype {key}="):
+        stored("fitnet", {key: "float32"})
+    assert tree(workspace.cache) == before
 
 
 def test_links_are_replaced_by_what_was_recorded(whole: Whole, sound: dict[str, bytes], tmp_path: Path) -> None:

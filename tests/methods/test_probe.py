@@ -1,5 +1,6 @@
 """The made-up method of probe_method.py goes through extract and distill: three stages, stopped anywhere, resumed."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from kdtool import data, files
 from kdtool.cache import open_cache
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.data.batches import order_of_epoch
-from kdtool.engine import checkpoint, fitting, state
+from kdtool.engine import checkpoint, fitting, spool, state
 from kdtool.engine import distill as stage
 from kdtool.engine import train as loop
 from kdtool.engine.cached import CachedTeacher
@@ -404,7 +405,7 @@ def test_a_stop_inside_a_fit_changes_no_bit(taught: Path, tmp_path: Path, extrac
     assert once.manifest.files == often.manifest.files
 
 
-@pytest.mark.parametrize("kept", ["all", "none", "until the disk is full"])
+@pytest.mark.parametrize("kept", ["all", "none", "until little room is left", "until a quota is full"])
 def test_what_fits_read_again_gives_the_same_bytes(
     kept: str, taught: Path, tmp_path: Path, extracted: Path, probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,16 +421,21 @@ def test_what_fits_read_again_gives_the_same_bytes(
         asked["teacher"] += 1
         return tell(self, targets, view, start, stop)
 
+    def no_place(*_: object) -> Path:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
     def short_of_space(self, view, key, start, arrays):
-        place = self.folder
-        self.folder = Path("/proc/no-such-place") if start >= 32 else place
+        if start >= 32:
+            self._path = no_place
         write(self, view, key, start, arrays)
-        self.folder = place
 
     monkeypatch.setattr(fitting, "pays", lambda seconds, size: kept != "none")
     monkeypatch.setattr(Spool, "read", counted_read)
     monkeypatch.setattr(_Worker, "_told", counted_tell)
-    if kept.startswith("until"):
+    if kept == "until little room is left":
+        room = iter([spool.MARGIN + 10**6] * 2 + [spool.MARGIN])
+        monkeypatch.setattr(files, "free_bytes", lambda path: next(room) if path.name == "spool" else 10**12)
+    if kept == "until a quota is full":
         monkeypatch.setattr(Spool, "write", short_of_space)
     shutil.copytree(taught, tmp_path / "work")
     workspace = run_extract(tmp_path / "work", KD(), probe.Probe())
@@ -441,7 +447,8 @@ def test_what_fits_read_again_gives_the_same_bytes(
         == {
             "all": {"teacher": 12, "spool": 4},
             "none": {"teacher": 16, "spool": 0},
-            "until the disk is full": {"teacher": 14, "spool": 2},
+            "until little room is left": {"teacher": 14, "spool": 2},
+            "until a quota is full": {"teacher": 16, "spool": 0},
         }[kept]
     )
     assert not list(workspace.cache.rglob("*spool*"))
