@@ -65,6 +65,10 @@ def teach(
     pad: Annotated[
         int | None, typer.Option("--pad", metavar="N", help="Pixels around an image that is cropped.  [default: 4]")
     ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Views may be mirrored, or never.  [default: by the data set]"),
+    ] = None,
     mean: Annotated[
         str | None, typer.Option("--mean", metavar="R,G,B", help="In place of the data set's mean.")
     ] = None,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kdtool import data, files
+from kdtool.data.preparation import PAD
 from kdtool.engine import checkpoint
 from kdtool.engine.configuration import RECIPE, Given, Values, data_of
 from kdtool.engine.device import choose_device, choose_precision
@@ -166,7 +167,7 @@ def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
     by that one's statistics, as ICD's script does.
     """
     known = config.data == seen.name
-    own = seen.augmentation["name"] == "ResizedCrop"
+    crop = config.crop or ("resized" if seen.augmentation["name"] == "ResizedCrop" else "pad")
     return TeachConfig(
         data=config.data,
         network="",
@@ -177,8 +178,9 @@ def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
         views=1,
         seed=config.seed,
         image_size=config.image_size or seen.image_shape[2],
-        crop=config.crop or ("resized" if own else "pad"),
-        pad=seen.augmentation.get("pad", 4),
+        crop=crop,
+        pad=seen.augmentation.get("pad", PAD) if crop == "pad" else PAD,
+        flip=seen.augmentation["flip"] if known else None,
         mean=seen.mean if known else None,
         std=seen.std if known else None,
         freeze=() if config.whole else (BODY,),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdtool.data.images import Rule
 
 CROPS = ("pad", "resized")
+PAD = 4  # pixels around an image that is cropped, where nobody says how many
 SIZE = 224  # of large pictures, where nobody names one
 TOGETHER = 16  # pictures that a thread brings to size at a time
 
@@ -34,12 +35,18 @@ Shape = tuple[int, int, int]
 
 
 def rule_for(
-    data: Dataset, size: int | None = None, crop: str | None = None, pad: int = 4, seed: int = 0
+    data: Dataset,
+    size: int | None = None,
+    crop: str | None = None,
+    pad: int = PAD,
+    flip: bool | None = None,
+    seed: int = 0,
 ) -> tuple[Rule, Shape]:
     """(augmentation, (C, H, W) of the images that a network sees).
 
     Without `crop`, a data set whose images share a shape keeps it (or takes size x size) and is padded and cropped; one
-    of pictures of many sizes gets random boxes, resized to `size` or 224. UsageError where they do not go together.
+    of pictures of many sizes gets random boxes, resized to `size` or 224. flip: whether views may be mirrored, None
+    for what the data set says. UsageError where they do not go together.
     """
     native = data.image_shape
     chosen = crop or ("resized" if native is None else "pad")
@@ -47,9 +54,12 @@ def rule_for(
         raise unknown("crop", chosen, CROPS)
     if size is not None and size < 1:
         raise UsageError(f"--image-size is at least 1, not {size}")
+    flip = data.flip if flip is None else flip
     if chosen == "resized":
+        if pad != PAD:
+            raise UsageError(f"--pad {pad} belongs to --crop pad; --crop resized, as of {data.name} here, has none")
         width = size or (native[2] if native else SIZE)
-        return ResizedCrop(size=width, flip=data.flip, seed=seed), (3, width, width)
+        return ResizedCrop(size=width, flip=flip, seed=seed), (3, width, width)
     shape = (3, size, size) if size else native
     if shape is None:
         raise UsageError(
@@ -57,7 +67,7 @@ def rule_for(
         )
     if pad > min(shape[1:]) // 2:
         raise UsageError(f"--pad {pad} is more than half of the images' {min(shape[1:])} pixels")
-    return Augmentation(pad=pad, flip=data.flip, seed=seed), shape
+    return Augmentation(pad=pad, flip=flip, seed=seed), shape
 
 
 def rule_from(record: Mapping[str, Any], seed: int | None = None) -> Rule:

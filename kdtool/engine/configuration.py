@@ -15,7 +15,7 @@ from typing import Any
 from kdtool.data import DATASETS
 from kdtool.engine import optim
 from kdtool.engine.distill import DistillConfig
-from kdtool.engine.folder import DEFAULT_STUDENT, DEFAULT_VIEWS
+from kdtool.engine.folder import DEFAULT_STUDENT
 from kdtool.engine.optim import Recipe
 from kdtool.engine.prepare import ExtractConfig
 from kdtool.engine.runs import read_toml
@@ -30,8 +30,8 @@ RECIPE = ("epochs", "batch", "learning_rate", "weight_decay", "optimizer", "sche
 KEYS: dict[str, tuple[str, ...]] = {
     "teach": (
         *("data", "network", "recipe", "data_folder", "keep_weights", "sync_bn", "validation", "few_shot", "student"),
-        *("views", "seed", "device", "precision", "image_size", "crop", "pad", "mean", "std", "taps", "initial"),
-        *("as_is", "freeze", "batchnorm", "head_learning_rate", "selected", *RECIPE),
+        *("views", "seed", "device", "precision", "image_size", "crop", "pad", "flip", "mean", "std", "taps"),
+        *("initial", "as_is", "freeze", "batchnorm", "head_learning_rate", "selected", *RECIPE),
     ),
     "extract": (
         *("for", "student", "set", "taps", "views", "batch", "block", "fit_views", "clean", "dtype", "validation"),
@@ -159,9 +159,6 @@ class Values:
 def teach_config(values: Values, **flags: Any) -> TeachConfig:
     """What `kdtool teach` is asked for; flags as its command line takes them."""
     of, given = values, Given(flags)
-    crop, pad = of.get("crop", given.crop, None, str), of.get("pad", given.pad, TeachConfig.pad, int)
-    if crop == "resized" and pad != TeachConfig.pad:
-        raise UsageError(f"--pad {pad} belongs to --crop pad; --crop resized has none")
     return TeachConfig(
         data=data_of(of, given),
         network=of.get("network", given.network, "resnet34", str),
@@ -173,13 +170,14 @@ def teach_config(values: Values, **flags: Any) -> TeachConfig:
         validation=of.get("validation", given.validation, None, int),
         few_shot=of.get("few_shot", given.few_shot, None, int),
         student=of.get("student", given.student, DEFAULT_STUDENT, str),
-        views=of.get("views", given.views, DEFAULT_VIEWS, int),
+        views=of.get("views", given.views, None, int),
         seed=of.get("seed", given.seed, 0, int),
         device=of.get("device", given.device, "auto", str),
         precision=of.get("precision", given.precision, "auto", str),
         image_size=of.get("image_size", given.image_size, None, int),
-        crop=crop,
-        pad=pad,
+        crop=of.get("crop", given.crop, None, str),
+        pad=of.get("pad", given.pad, TeachConfig.pad, int),
+        flip=of.get("flip", given.flip, None, bool),
         mean=of.channels("mean", given.mean),
         std=of.channels("std", given.std),
         taps=of.taps(given.tap),

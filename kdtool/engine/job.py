@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdtool import philox
 from kdtool.data.batches import batch_slices
 from kdtool.data.images import Images
 from kdtool.engine.optim import Recipe
@@ -101,6 +102,7 @@ def check_schedule(stages: Sequence[Stage], bound: Sequence[Bound], plan: Recipe
         recipe = stage_recipe(plan, stage)
         epochs = recipe.epochs
         batch_slices(samples, recipe.batch, recipe.drop_last)
+        need(recipe.batch > 1, "--batch 1: BatchNorm has no statistics of one sample; ask for 2 or more")
         need(stage.task >= 0, f"the weight of the cross-entropy is {stage.task:g}; a weight is at least 0")
         weights = weights_of(stage, bound)
         idle = not stage.task and stage.weights is not None and not any(weight.value for weight in weights.values())
@@ -154,6 +156,11 @@ def teacher_seed(seed: int) -> int:
     torch takes 32 bits of a seed.
     """
     return (seed + 0x9E3779B9) % 2**32
+
+
+def adapter_seed(seed: int, stage: int) -> int:
+    """The seed of what a method adds to the student, so that it does not begin with the student's own numbers."""
+    return int(philox.words(seed, philox.ADAPTERS, stage, [0], 1)[0, 0])
 
 
 def seed_of(result: Mapping[str, Any]) -> int:

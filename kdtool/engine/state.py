@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdtool.engine import checkpoint
 from kdtool.engine.finetune import idle_modules
-from kdtool.engine.job import Job, seeded, stage_recipe
+from kdtool.engine.job import Job, adapter_seed, seeded, stage_recipe
 from kdtool.engine.optim import Recipe, build_optimizer
 from kdtool.engine.runs import Row, RunFolder
 from kdtool.errors import NonFiniteError, UsageError
@@ -50,7 +50,7 @@ def begin(job: Job, number: int, before: Running | None = None) -> Running:
     """The state at the start of a stage, whose adapters and generator are seeded by the run's seed and its number."""
     frozen = freeze(job, job.stages[number])
     if before is None or job.stages[number - 1].discard:
-        with seeded(job.seed + number):
+        with seeded(adapter_seed(job.seed, number)):
             adapters = nn.ModuleDict({bound.method.name: bound.adapters() for bound in job.bound}).to(job.device)
     else:
         adapters = before.adapters

@@ -17,7 +17,7 @@ from torch import nn
 from kdtool import data, files
 from kdtool.data.dataset import NO_LABEL, Channels, Rows
 from kdtool.data.images import Rule
-from kdtool.data.preparation import at_size, check_views, rule_for
+from kdtool.data.preparation import PAD, at_size, check_views, rule_for
 from kdtool.data.splits import Split, make_split
 from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device, choose_precision, placed
@@ -65,14 +65,14 @@ class TeachConfig:
     order, crops and split. device, precision: "auto" takes a CUDA device where there is one, and bfloat16 where the
     hardware multiplies it. validation: images held out of the train part, None for those that the data set itself holds
     out; few_shot: images of each class that are trained on, None for all. image_size: width that images are brought to;
-    crop: "pad" or "resized" (None: by the data set), with `pad` pixels around the image. mean, std: of each channel, in
-    place of the data set's. taps: layers that the user names in the network, tap -> module path. initial: file of
-    weights that the training begins from, or that are taken as they are (as_is). freeze: what does not train
-    (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there keep their statistics ("eval") or follow the data
-    ("train"). head_learning_rate: of the classifier, where it has one of its own. student, views: defaults that
-    kdtool.toml gives distill and extract. keep_weights: those of every so many epochs stay in the run's folder.
-    selected: the teacher is as in the epoch that was best on the validation part, not as in the last one. sync_bn:
-    BatchNorms take the statistics of all ranks.
+    crop: "pad" or "resized" (None: by the data set), with `pad` pixels around the image; flip: whether it may be
+    mirrored (None: by the data set). mean, std: of each channel, in place of the data set's. taps: layers that the user
+    names in the network, tap -> module path. initial: file of weights that the training begins from, or that are taken
+    as they are (as_is). freeze: what does not train (`finetune.fixed_parameters`); batchnorm: whether BatchNorms there
+    keep their statistics ("eval") or follow the data ("train"). head_learning_rate: of the classifier, where it has one
+    of its own. student, views: defaults that kdtool.toml gives distill and extract. keep_weights: those of every so
+    many epochs stay in the run's folder. selected: the teacher is as in the epoch that was best on the validation part,
+    not as in the last one. sync_bn: BatchNorms take the statistics of all ranks.
     """
 
     data: str
@@ -82,13 +82,14 @@ class TeachConfig:
     validation: int | None = None
     few_shot: int | None = None
     student: str = DEFAULT_STUDENT
-    views: int = DEFAULT_VIEWS
+    views: int | None = None
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
     image_size: int | None = None
     crop: str | None = None
-    pad: int = 4
+    pad: int = PAD
+    flip: bool | None = None
     mean: Channels | None = None
     std: Channels | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
@@ -104,7 +105,7 @@ class TeachConfig:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_keep(self.keep_weights)
-        if self.views < 1:
+        if self.views is not None and self.views < 1:
             raise UsageError(f"--views is at least 1, not {self.views}")
         if self.batchnorm not in ("eval", "train"):
             raise unknown("mode of BatchNorm", self.batchnorm, ("eval", "train"))
@@ -129,13 +130,16 @@ def plain_config(command: str, config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """The data of a teacher as it sees them. rows: of the split's train part, those that have a label."""
+    """The data of a teacher as it sees them. rows: of the split's train part, those that have a label. views: default
+    of extract.
+    """
 
     data: data.Dataset
     rule: Rule
     image_shape: tuple[int, int, int]
     split: Split
     rows: Rows
+    views: int
 
     def part(self, name: str, device: torch.device) -> Labelled | None:
         """The images of train, validation or test; None for a part that has none."""
@@ -147,8 +151,9 @@ class Lesson:
 def read_lesson(config: TeachConfig, progress: Progress) -> Lesson:
     """Reads the data set and divides it; refuses what does not fit before anything is decoded."""
     found = data.load(config.data, Path(config.data_folder) if config.data_folder else None, progress)
-    rule, shape = rule_for(found, config.image_size, config.crop, config.pad, config.seed)
-    check_views(rule, config.views)
+    rule, shape = rule_for(found, config.image_size, config.crop, config.pad, config.flip, config.seed)
+    views = config.views or min(DEFAULT_VIEWS, rule.placements or DEFAULT_VIEWS)
+    check_views(rule, views)
     labels = found.train.labels
     split = make_split(labels, found.classes, config.validation, config.few_shot, config.seed, found.validation)
     if config.selected and not len(split.validation):
@@ -158,7 +163,7 @@ def read_lesson(config: TeachConfig, progress: Progress) -> Lesson:
     rows = split.train[labels[split.train] != NO_LABEL]
     check_schedule((Stage("teach"),), (), config.recipe, len(rows))
     found = replace(found, mean=config.mean or found.mean, std=config.std or found.std)
-    return Lesson(at_size(found, rule, shape, progress), rule, shape, split, rows)
+    return Lesson(at_size(found, rule, shape, progress), rule, shape, split, rows, views)
 
 
 def teach(
@@ -188,7 +193,7 @@ def teach(
             whole = whole_teacher(workspace, progress)
             # what does not fit is refused before anything is written
             start = None if whole else first_weights(config, lesson)
-            resolved = plain_config("teach", replace(config, precision=precision))
+            resolved = plain_config("teach", replace(config, precision=precision, views=lesson.views))
             if group.rank == 0:
                 held.enter_context(files.lock(path / "lock", "training in"))
                 check_basis(RunFolder(path, resolved, events=tensorboard), basis(lesson, config.initial))
@@ -269,7 +274,7 @@ def _finish(
     accuracy = found["test_accuracy"]["selected" if config.selected else "last"]
     model.cpu().load_state_dict(job.student.state_dict())
     record = write_teacher(workspace.teacher, model, lesson.split, about(config, lesson, model, accuracy))
-    workspace.write(defaults(workspace, config, record))
+    workspace.write(defaults(workspace, config, lesson, record))
     result = {
         **found,
         **({"epochs": 0} if config.as_is else {}),
@@ -379,7 +384,7 @@ def about(config: TeachConfig, lesson: Lesson, model: nn.Module, test_accuracy: 
     }
 
 
-def defaults(workspace: Workspace, config: TeachConfig, record: TeacherRecord) -> dict[str, Any]:
+def defaults(workspace: Workspace, config: TeachConfig, lesson: Lesson, record: TeacherRecord) -> dict[str, Any]:
     """What kdtool.toml says to the commands that follow."""
     return {
         "data": config.data,
@@ -389,7 +394,7 @@ def defaults(workspace: Workspace, config: TeachConfig, record: TeacherRecord) -
         "split_digest": record.split_digest,
         "student": config.student,
         "cache": "cache.zarr",
-        "views": config.views,
+        "views": lesson.views,
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdtool import philox
-from kdtool.errors import unknown
+from kdtool.errors import UsageError, unknown
 from kdtool.targets import CLEAN, Facts, FitBatch, Shape, Shapes, Target, canonical_tap
 
 if TYPE_CHECKING:
@@ -44,9 +44,15 @@ def vector(layer: str) -> Target:
 
 
 def known_layer(layer: str, student: Shapes, teacher: Shapes) -> str:
-    """The canonical tap of `layer`, refused by name where one of the networks lacks it."""
-    tap_of(layer, student, "student")
-    return tap_of(layer, teacher, "teacher")
+    """The canonical tap of `layer`, refused by name where one of the networks lacks it or has no vector there."""
+    for side, shapes in (("student", student), ("teacher", teacher)):
+        shape = shapes[tap_of(layer, shapes, side)]
+        if len(shape) not in (1, 3):
+            raise UsageError(
+                f"layer {layer} of the {side} gives {shape} for an image, and a vector is made of (C,) or of a map "
+                "(C, H, W); name a layer behind the pooling, or one that chooses a token"
+            )
+    return canonical_tap(layer)
 
 
 def tap_of(layer: str, shapes: Shapes, side: str) -> str:

@@ -45,7 +45,7 @@ def teach(workspace: Workspace, config: TeachConfig, progress: Progress, config_
         lesson = teaching.made_ready(config, group, device, progress)
         path = workspace.runs / "teacher"
         start = None if teaching.whole_teacher(workspace, progress) else teaching.first_weights(config, lesson)
-        resolved = teaching.plain_config("teach", replace(config, precision=precision))
+        resolved = teaching.plain_config("teach", replace(config, precision=precision, views=lesson.views))
         if config_alone:
             return {"config": resolved}
         folder = RunFolder(path, resolved, dry=True)

@@ -121,7 +121,11 @@ def test_the_size_and_the_rule_follow_from_the_data_set(pictures: Pictures) -> N
     assert rule_for(many) == (ResizedCrop(size=224), (3, 224, 224))
     assert rule_for(many, size=64, seed=1) == (ResizedCrop(size=64, seed=1), (3, 64, 64))
     assert rule_for(many, size=16, crop="pad") == (Augmentation(), (3, 16, 16))
-    for wrong in ({"crop": "pad"}, {"crop": "random"}, {"size": 0}, {"size": 8, "pad": -1, "crop": "pad"}):
+    assert rule_for(array, flip=False)[0] == Augmentation(flip=False)
+    assert rule_for(many, flip=False)[0] == ResizedCrop(size=224, flip=False)
+    assert rule_for(replace(array, flip=False))[0] == Augmentation(flip=False)
+    assert rule_for(replace(array, flip=False), flip=True)[0] == Augmentation(flip=True)
+    for wrong in ({"crop": "pad"}, {"crop": "random"}, {"size": 0}, {"size": 8, "pad": -1, "crop": "pad"}, {"pad": 2}):
         with pytest.raises(UsageError):
             rule_for(many, **wrong)  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from kdtool.engine import state
 from kdtool.engine import train as loop
 from kdtool.engine.distill import DistillConfig, distill, made_ready
 from kdtool.engine.folder import Workspace
-from kdtool.engine.job import Labelled
+from kdtool.engine.job import Labelled, adapter_seed, seeded, teacher_seed
 from kdtool.engine.ranks import Alone
 from kdtool.engine.teach import TeachConfig, read_lesson
 from kdtool.engine.trained import load_network
@@ -128,6 +128,14 @@ def test_adapters_and_draws_of_a_method_follow_the_seed(workspace: Workspace) ->
     assert first[1] == again[1]
     assert not torch.equal(first[0], other[0])
     assert first[1] != other[1]
+    with seeded(0):  # what the student's first weights are drawn from
+        students = torch.cat([value.flatten() for bound in job.bound for value in bound.adapters().parameters()])
+    assert not torch.equal(first[0], students)
+
+
+def test_stages_and_seeds_have_adapters_of_their_own() -> None:
+    seeds = [adapter_seed(seed, stage) for seed in range(100) for stage in range(3)]
+    assert len({*seeds, *range(100), *map(teacher_seed, range(100))}) == 500
 
 
 def test_a_student_beside_the_living_teacher_is_the_one_from_the_cache(workspace: Workspace) -> None:

@@ -169,6 +169,19 @@ def test_pictures_in_memory_are_padded_and_cropped(folder: Path, tmp_path: Path)
     distill(workspace, DistillConfig("resnet8", (), PLAN), Silent(), StopRequest())
 
 
+def test_pictures_that_must_not_be_mirrored_never_are(folder: Path, tmp_path: Path) -> None:
+    """A crop that has one place and no mirror image is one view, which is then the default of extract."""
+    config = TeachConfig(
+        "folder", "resnet8", PLAN, str(folder), student="resnet8", image_size=12, crop="pad", pad=0, flip=False
+    )
+    teach(Workspace(tmp_path), config, Silent(), StopRequest())
+    assert read_record(tmp_path / "teacher.safetensors").augmentation["flip"] is False
+    workspace = Workspace.open(tmp_path)
+    assert workspace.settings["views"] == 1
+    with pytest.raises(UsageError, match="--views 2: this augmentation has 1 different placement"):
+        extracted(tmp_path, views=2)
+
+
 def test_all_views_of_random_boxes_do_not_exist(taught: Path) -> None:
     with pytest.raises(UsageError, match="--views all: there is no end"):
         prepare(Workspace.open(taught), ExtractConfig(views=-1, batch=16, block=32))

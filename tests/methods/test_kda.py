@@ -511,6 +511,16 @@ def test_a_layer_that_a_network_lacks_is_refused_by_name(layer: str, lacking: st
         assert repr(layer) in str(error.value)
 
 
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_tokens_are_no_vector_and_are_refused(side: str) -> None:
+    """(N, D) would be averaged over the wrong axis."""
+    shapes = {"student": STUDENT, "teacher": STUDENT, side: {**STUDENT, "tokens": (5, 8)}}
+    other = "teacher" if side == "student" else "student"
+    shapes[other] = {**STUDENT, "tokens": (8,)}
+    with pytest.raises(UsageError, match=rf"layer tokens of the {side} gives \(5, 8\) .* behind the pooling"):
+        asked(layers="tokens").targets(shapes["student"], shapes["teacher"])
+
+
 @pytest.mark.parametrize(
     "options",
     [

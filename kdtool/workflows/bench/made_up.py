@@ -66,7 +66,7 @@ def workspace(folder: Path, data: Dataset, teacher: str, student: str, views: in
     folder.mkdir(parents=True, exist_ok=True)
     with seeded(0):
         model = create(teacher, data.classes)
-    rule, shape = rule_for(data, None, None, 4, 0)
+    rule, shape = rule_for(data)
     about = {
         "network": teacher,
         "classes": data.classes,

@@ -35,7 +35,7 @@ from kdtool.workflows.reproduce.tasks import Task, basis_of, searched, tasks
 
 NEXT = 10_000  # seed of a student that becomes a teacher: no cell has it, whose student would begin where this one did
 SHARED = (
-    *("data", "data_folder", "validation", "few_shot", "image_size", "crop", "pad", "mean", "std", "seed"),
+    *("data", "data_folder", "validation", "few_shot", "image_size", "crop", "pad", "flip", "mean", "std", "seed"),
     *("student", "views"),
 )  # keys of [teach] that hold for whoever takes over a teacher or its student
 
@@ -202,5 +202,5 @@ def untrained(lesson: TeachConfig, folder: Path, progress: Progress) -> Workspac
         model = create(lesson.network, found.data.classes, lesson.taps)
     workspace = Workspace(folder)
     record = write_teacher(workspace.teacher, model, found.split, about(lesson, found, model, 0.0))
-    workspace.write(defaults(workspace, lesson, record))
+    workspace.write(defaults(workspace, lesson, found, record))
     return Workspace.open(folder)
