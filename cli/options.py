@@ -39,6 +39,8 @@ Precision = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the run.  [default: 0]")]
+Validation = Annotated[int | None, typer.Option("--validation", metavar="N", help="Images to hold out for validation.")]
+FewShot = Annotated[int | None, typer.Option("--few-shot", metavar="N", help="Train on so many images of each class.")]
 RecipeName = Annotated[
     str | None,
     typer.Option(

@@ -41,12 +41,8 @@ def probe(
             help="train or eval of the frozen network.  [default: train]",
         ),
     ] = None,
-    validation: Annotated[
-        int | None, typer.Option("--validation", metavar="N", help="Images to hold out for validation.")
-    ] = None,
-    few_shot: Annotated[
-        int | None, typer.Option("--few-shot", metavar="N", help="Train on so many images of each class.")
-    ] = None,
+    validation: o.Validation = None,
+    few_shot: o.FewShot = None,
     image_size: Annotated[
         int | None, typer.Option("--image-size", metavar="N", help="Width of the images.  [default: that of the run]")
     ] = None,

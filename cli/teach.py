@@ -87,12 +87,8 @@ def teach(
     views: Annotated[
         int | None, typer.Option("--views", metavar="N", help="Default number of views of extract.  [default: 8]")
     ] = None,
-    validation: Annotated[
-        int | None, typer.Option("--validation", metavar="N", help="Images to hold out for validation.")
-    ] = None,
-    few_shot: Annotated[
-        int | None, typer.Option("--few-shot", metavar="N", help="Train on so many images of each class.")
-    ] = None,
+    validation: o.Validation = None,
+    few_shot: o.FewShot = None,
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
     batch: o.Batch = None,
