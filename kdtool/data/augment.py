@@ -105,8 +105,8 @@ def normalise(pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
     """
     import torch
 
-    scale, shift, spread = (
-        torch.as_tensor(value, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
-        for value in ([255.0], mean, std)
+    scale = torch.full((1, 1, 1), 255.0, device=pixels.device)  # made there: to copy it would wait for a CUDA device
+    shift, spread = (
+        torch.as_tensor(value, dtype=torch.float32, device=pixels.device).view(-1, 1, 1) for value in (mean, std)
     )
     return pixels.to(torch.float32).div_(scale).sub_(shift).div_(spread)

@@ -154,7 +154,9 @@ class Streamed:
         for pixels, last in in_order(self._decoded, self._groups(requests), threads, ahead):
             batch.append(pixels)
             if last:
-                yield normalise(torch.from_numpy(np.concatenate(batch)).to(self.device), self.mean, self.std)
+                whole = torch.from_numpy(np.concatenate(batch))
+                whole = whole.pin_memory() if self.device.type == "cuda" else whole
+                yield normalise(whole.to(self.device, non_blocking=True), self.mean, self.std)
                 batch = []
 
     def _groups(self, requests: Iterable[Request]) -> Iterator[Group]:

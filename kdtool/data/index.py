@@ -5,6 +5,7 @@ missing, torn, of another version or cannot be written costs a new look at the p
 """
 
 import contextlib
+import fcntl
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -45,15 +46,27 @@ def look(root: Path, names: Sequence[str], progress: Progress, fresh: bool = Fal
     place = _place(root)
     table = _empty(len(names))
     table.stamps[:] = np.array([stamp(root / name) for name in names], np.int64).reshape(-1, 3)
-    if not fresh:
-        _take_known(table, names, *_read(place))
-    todo = np.flatnonzero(table.findings == UNSEEN).tolist()
-    if todo:
-        try:
-            _examine(root, names, todo, table, progress)
-        finally:
-            _write(place, names, table)
+    with _alone(place):
+        if not fresh:
+            _take_known(table, names, *_read(place))
+        todo = np.flatnonzero(table.findings == UNSEEN).tolist()
+        if todo:
+            try:
+                _examine(root, names, todo, table, progress)
+            finally:
+                _write(place, names, table)
     return table
+
+
+@contextlib.contextmanager
+def _alone(place: Path | None) -> Iterator[None]:
+    """Waits while another process, such as one of the same `torchrun`, looks at these pictures."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            if place:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(held.enter_context(place.with_suffix(".lock").open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _empty(count: int) -> Look:
@@ -77,7 +90,7 @@ def _take_known(table: Look, names: Sequence[str], old_names: Sequence[str], old
 
 
 def _examine(root: Path, names: Sequence[str], todo: Sequence[int], table: Look, progress: Progress) -> None:
-    threads = workers()
+    threads = workers(processes=1)
     groups = [todo[start : start + TOGETHER] for start in range(0, len(todo), TOGETHER)]
     progress.begin("examining pictures", len(todo))
 

@@ -15,10 +15,10 @@ Out = TypeVar("Out")
 MOST = 32  # threads
 
 
-def workers() -> int:
-    """As many as this process may use cores; those of a `torchrun` on one machine share them."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MOST, len(os.sched_getaffinity(0)) // processes))
+def workers(processes: int | None = None) -> int:
+    """As many as this process may use cores; those of a `torchrun` on one machine share them, unless told otherwise."""
+    sharing = processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST, len(os.sched_getaffinity(0)) // sharing))
 
 
 def in_order(function: Callable[[In], Out], items: Iterable[In], threads: int, ahead: int) -> Iterator[Out]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from kdtool.engine.sources import widened
-from kdtool.targets import Batch, Cached, Expected, Target
+from kdtool.targets import CLEAN, Batch, Cached, Expected, Target
 
 if TYPE_CHECKING:
     from kdtool.cache import Cache
@@ -27,9 +27,11 @@ Tensors = dict[Name, torch.Tensor]
 class CachedTeacher:
     """Reads targets from a cache: a view's slice is held on the device for its epoch, or read by rows if large.
 
-    Only what somebody asks for is read: a stage that uses half of the targets costs no more than these. In an epoch
-    that it was told to `expect`, threads collect the rows of the next batch while this one is used, and from the middle
-    on read the slices of the next view, if all together are not large either; both wait in memory.
+    Only what somebody asks for is read: a stage that uses half of the targets costs no more than these, and what an
+    epoch has not asked for is let go of with the next. In an epoch that it was told to `expect`, threads collect the
+    rows of the next batch while this one is used, and from the middle on read the slices of the next view, if all
+    together are not large either; both wait in memory. Parts other than train have one view, the images as they are:
+    CLEAN.
     """
 
     def __init__(
@@ -52,12 +54,17 @@ class CachedTeacher:
         self._expected: deque[Expected] = deque()
         self._middle, self._following = 0, 0
         self.latest: _Answers | None = None
+        self.asked: set[Name] = set()  # in this epoch
         self._collected: tuple[torch.Tensor, Future[Tensors]] | None = None
         self._slices: tuple[int, Future[Tensors]] | None = None
 
     def expect(self, batches: Sequence[Expected], following: int) -> None:
         """Told the batches of an epoch in their order, and the view of the epoch after it."""
         self._expected, self._middle, self._following = deque(batches), len(batches) // 2, following
+        self.held = {name: rows for name, rows in self.held.items() if name in self.asked}
+        if not self.asked:
+            self.latest = self._collected = self._slices = None
+        self.asked = set()
 
     def read(self, batch: Batch) -> Cached:
         """The rows of a batch, floating ones as float32."""
@@ -97,7 +104,8 @@ class CachedTeacher:
             self._collected = indices, self._threads.submit(self._ready, batch.view, by_hand, positions, self.latest)
         small = sum(rows.nbytes for rows in self.held.values()) <= self.resident
         if self._slices is None and len(self._expected) <= self._middle and self._following != batch.view and small:
-            self._slices = self._following, self._threads.submit(self._all_slices, self._following, list(self.held))
+            names = [name for name in self.held if name in self.asked]
+            self._slices = self._following, self._threads.submit(self._all_slices, self._following, names)
 
     def _large(self, name: Name) -> bool:
         array = self.arrays[name[0]][name[1]]
@@ -110,7 +118,7 @@ class CachedTeacher:
         return {name: self._slice(view, name) for name in names}
 
     def _slice(self, view: int, name: Name) -> torch.Tensor:
-        return self._leaving(self.arrays[name[0]][name[1]].read(view))
+        return self._leaving(self.arrays[name[0]][name[1]].read(_number(view)))
 
     def _collect(self, view: int, names: Sequence[Name], positions: Rows) -> Tensors:
         """name -> rows, in memory: of the slice where it is held, else of the cache's files."""
@@ -119,7 +127,7 @@ class CachedTeacher:
             if name in self.held:
                 rows = np.take(self.held[name].numpy(), positions, axis=0)  # a quarter of the time of torch's
             else:
-                rows = self.arrays[name[0]][name[1]].rows(view, positions)
+                rows = self.arrays[name[0]][name[1]].rows(_number(view), positions)
             found[name] = self._leaving(rows)
         return found
 
@@ -135,6 +143,11 @@ class CachedTeacher:
         """Rows in memory from which a CUDA device takes them by itself."""
         there = torch.from_numpy(rows)
         return there.pin_memory() if self.device.type == "cuda" else there
+
+
+def _number(view: int) -> int:
+    """The number under which a cache stores a view."""
+    return 0 if view == CLEAN else view
 
 
 class _Answers(Mapping[str, Mapping[str, torch.Tensor]]):
@@ -155,6 +168,7 @@ class _Answers(Mapping[str, Mapping[str, torch.Tensor]]):
         return self._known[key]
 
     def _rows(self, name: Name) -> torch.Tensor:
+        self._source.asked.add(name)
         if name in self._collected:
             return self._collected[name].to(self._source.device, non_blocking=True)
         return self._source.rows(name, self._batch)

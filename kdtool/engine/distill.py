@@ -200,7 +200,7 @@ class Ready:
     """A training that nothing speaks against, before anything is written.
 
     begun_from: what was loaded of a file into the student. needs: of the teacher; stored: those that the cache has to
-    hold. path, resolved: the run's folder and its configuration.
+    hold. path, resolved: the run's folder and its configuration. command: adds to the cache what it lacks.
     """
 
     cache: Cache
@@ -214,6 +214,7 @@ class Ready:
     views: int
     path: Path
     resolved: dict[str, Any]
+    command: Sequence[str]
 
     def job(self, config: DistillConfig, device: torch.device, precision: str) -> Job:
         """The training itself, its images on the device."""
@@ -257,7 +258,7 @@ def made_ready(
     where = {"run": config.name, "cache": workspace.named_cache}
     plain = replace(config, views=views, precision=precision).plain()
     resolved = {**plain, **{key: value for key, value in where.items() if value}}
-    return Ready(cache, data, student, begun_from, needs, stored, stages, bound, views, folder, resolved)
+    return Ready(cache, data, student, begun_from, needs, stored, stages, bound, views, folder, resolved, command)
 
 
 def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig, ready: Ready) -> dict[str, Any]:
@@ -309,9 +310,11 @@ def check_basis(folder: RunFolder, ready: Ready, live: bool = False) -> None:
     """
     path, cache = folder.path / "cache.json", ready.cache
     initial = ready.begun_from.sha256 if ready.begun_from else None
+    targets = targets_digest(cache, ready.stored, ready.views)
     if not folder.begun:
         if not folder.dry:
-            files.write_json(path, {"identity": cache.identity_digest, "live": live, "initial": initial})
+            basis = {"identity": cache.identity_digest, "live": live, "initial": initial, "targets": targets}
+            files.write_json(path, basis)
         return
     repair = f"remove {folder.path} and run again"
     if not path.exists():
@@ -333,6 +336,27 @@ def check_basis(folder: RunFolder, ready: Ready, live: bool = False) -> None:
             f"{folder.path} holds a run from other first weights (SHA-256 {str(known.get('initial'))[:12]} there, "
             f"{str(initial)[:12]} here); name another folder with --run, or remove it"
         )
+    check_cache(cache, ready.stored, ready.views, ready.command)
+    if known.get("targets", targets) != targets:
+        raise IdentityError(
+            f"{folder.path} holds a run from targets of other bits: {cache.path} was extracted again since, in another "
+            "--dtype or on another machine; name another folder with --run, or remove it"
+        )
+
+
+def targets_digest(cache: Cache, needs: Needs, views: int) -> str:
+    """SHA-256 of what the cache has recorded of all chunks that a training of so many views reads."""
+    owners = {
+        "train": {target.key for target in needs.targets},
+        "validation": set(needs.validated),
+        "fitted": {fit.key for fit in needs.fits},
+    }
+
+    def is_read(name: str) -> bool:
+        part, owner = name.split("/")[:2]
+        return owner in owners.get(part, ()) and cache.manifest.grid_of(name).locate(name)[0] < views
+
+    return files.digest({name: record for name, record in cache.manifest.files.items() if is_read(name)})
 
 
 def row_bytes(cache: Cache, needs: Needs) -> int:
@@ -404,7 +428,7 @@ def beside_teacher(workspace: Workspace, cache: Cache, job: Job, needs: Needs) -
 
 
 def begun_views(folder: Path) -> int:
-    """The views that the run in a folder walks, though the cache may have grown since; 0 where none was begun."""
+    """The views that the run in a folder walks, though the cache may have changed since; 0 where none was begun."""
     known = folder / "config.toml"
     views = read_toml(known).get("views") if known.exists() and begun(folder) else 0
     return views if type(views) is int else 0

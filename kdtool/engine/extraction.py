@@ -65,14 +65,19 @@ class Extraction:
     def dtype(self, target: Target, contents: Mapping[str, Contents]) -> str:
         """The dtype of a key's floating arrays: the cache's where it holds the key, else as asked, else the default."""
         chosen = self.dtypes.get(target.key, self.dtypes.get("", ""))
-        known = contents.get(target.key)
-        held = [spec.dtype for spec in known.arrays.values() if spec.dtype in FLOATS] if known else []
-        if held and chosen and held[0] != chosen:
+        held = stored_dtype(target, contents)
+        if held and chosen and held != chosen:
             raise IdentityError(
-                f"the cache holds {target.key} as {held[0]} and --dtype asks for {chosen}; a key has one dtype: leave "
+                f"the cache holds {target.key} as {held} and --dtype asks for {chosen}; a key has one dtype: leave "
                 "--dtype out, or extract into another --cache"
             )
-        return held[0] if held else chosen or target.dtype
+        return held or chosen or target.dtype
+
+
+def stored_dtype(target: Target, contents: Mapping[str, Contents]) -> str:
+    """The dtype of a key's floating arrays in a cache; empty where it holds none of them."""
+    known = contents.get(target.key)
+    return next((spec.dtype for spec in known.arrays.values() if spec.dtype in FLOATS), "") if known else ""
 
 
 def stored_specs(
@@ -123,7 +128,10 @@ class Landing:
 def answered(
     job: Extraction, contents: Mapping[str, Contents], targets: Sequence[Target], teller: Teller, images: torch.Tensor
 ) -> Landing:
-    """What the teacher says of at most a batch of images, as it is stored; on CUDA nothing is waited for."""
+    """What the teacher says of at most a batch of images, as it is stored.
+
+    On CUDA nothing is waited for, except where an encoder looks at its values, as SRM's does for ties.
+    """
     answer = teller.answer(images)
     exact = {(target.key, name): value for target in targets for name, value in answer[target.key].items()}
     dtypes = {target.key: getattr(torch, job.dtype(target, contents)) for target in targets}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdtool.cache import Cache
+from kdtool.engine.extraction import stored_dtype
 from kdtool.engine.folder import Workspace
 from kdtool.engine.sources import LiveTeacher, Teller, as_tensors
 from kdtool.engine.workspace import read_record, read_teacher
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def living(workspace: Workspace, cache: Cache, images: Images, targets: Sequence[Target]) -> LiveTeacher:
-    """The teacher of a working folder, who answers targets for images as a cache of float16 would, were they in it."""
+    """The teacher of a working folder, who answers targets for images as the cache does, or would with them in it."""
     record, precision = read_record(workspace.teacher), str(cache.identity["numeric"]["precision"])
     fits = {target.fit.key for target in targets if target.fit is not None}
     fitted = {key: as_tensors(cache.fitted(key), images.device) for key in fits}
     model = read_teacher(workspace.teacher, record, images.device, precision)
-    return LiveTeacher(Teller(model, tuple(targets), fitted, cache.layout.batch, precision), images, "float16")
+    dtypes = {target.key: stored_dtype(target, cache.contents) or target.dtype for target in targets}
+    return LiveTeacher(Teller(model, tuple(targets), fitted, cache.layout.batch, precision), images, dtypes)

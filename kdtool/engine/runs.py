@@ -2,7 +2,8 @@
 
 config.toml        the resolved configuration; `kdtool <command> --config config.toml` runs it again
 environment.json   versions, device, threads
-cache.json         identity of the cache that a student is trained from, whether its teacher lives, first weights
+cache.json         identity of the cache that a student is trained from and digest of what it reads of it, whether the
+                   teacher lives, first weights
 metrics.jsonl      one line an epoch; metrics.csv holds the same table when the run has ended
 events.out.tfevents.*   the same for TensorBoard, where that was asked for
 state.json         the training state while the run is unfinished

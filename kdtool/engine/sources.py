@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,13 +85,13 @@ class Teller:
 class LiveTeacher:
     """Runs the teacher for every batch, split into the cache's batches of B; for tests and benchmarks in Python.
 
-    round_to: "float32" gives what an fp32 cache holds, "float16" what the default cache holds.
+    dtypes: target key -> dtype that a cache would hold its floating arrays in; float32 where none is given.
     """
 
-    def __init__(self, teller: Teller, images: Images, round_to: str = "float32") -> None:
+    def __init__(self, teller: Teller, images: Images, dtypes: Mapping[str, str] = MappingProxyType({})) -> None:
         self.teller = teller
         self.images = images
-        self.round_to = getattr(torch, round_to)
+        self.dtypes = dtypes
 
     def read(self, batch: Batch) -> Cached:
         """The targets of a batch, computed now."""
@@ -100,15 +101,16 @@ class LiveTeacher:
             for start in range(0, len(positions), self.teller.batch)
         ]
         return {
-            key: {name: self._stored(torch.cat([piece[key][name] for piece in pieces])) for name in pieces[0][key]}
+            key: {name: self._stored(key, torch.cat([piece[key][name] for piece in pieces])) for name in pieces[0][key]}
             for key in pieces[0]
         }
 
     def expect(self, batches: Sequence[Expected], following: int) -> None:
         """Nothing: the teacher says everything when it is asked."""
 
-    def _stored(self, rows: torch.Tensor) -> torch.Tensor:
-        return widened(rows.to(self.round_to)) if rows.is_floating_point() else rows
+    def _stored(self, key: str, rows: torch.Tensor) -> torch.Tensor:
+        dtype = getattr(torch, self.dtypes.get(key, "float32"))
+        return widened(rows.to(dtype)) if rows.is_floating_point() else rows
 
 
 def as_tensors(fitted: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, torch.Tensor]:

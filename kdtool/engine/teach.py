@@ -416,13 +416,14 @@ def as_it_is(job: Job, progress: Progress = Silent()) -> Running:  # noqa: B008 
 def summary(command: str, name: str, network: str, recipe: Recipe, seed: int, running: Running) -> dict[str, Any]:
     """The part of a result that teach and distill share; accuracies in percent, of the last stage.
 
-    test_accuracy: after the last epoch, the highest of all epochs, and `selected` that of the weights that are best on
-    validation.
+    test_accuracy: `last` of the weights that the run ends with (of the last epoch, or of that which a stage chose), the
+    highest of all epochs, and `selected` of the weights that are best on validation.
     """
     rows = running.rows[-running.epoch :]
     tests = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
     validations = [row["validation_accuracy"] for row in rows if row["validation_accuracy"] is not None]
     selected = rows[running.best_epoch] if running.best else {}
+    left = rows[running.left[-1]["kept_epoch"] - 1] if running.left else rows[-1]
     return {
         "command": command,
         "name": name,
@@ -432,9 +433,9 @@ def summary(command: str, name: str, network: str, recipe: Recipe, seed: int, ru
         "seed": seed,
         "epochs": recipe.epochs,
         "batch": recipe.batch,
-        "test_accuracy": {"last": tests[-1], "best": max(tests), "selected": selected.get("test_accuracy")},
+        "test_accuracy": {"last": left["test_accuracy"], "best": max(tests), "selected": selected.get("test_accuracy")},
         "validation_accuracy": {
-            "last": validations[-1],
+            "last": left["validation_accuracy"],
             "best": max(validations),
             "selected": selected.get("validation_accuracy"),
         }

@@ -1,8 +1,9 @@
 """The training loop of teach and distill: stages, epochs, steps, and a state from which any step can be resumed.
 
 A step is a pure function of the state and of (seed, epoch, position), so a resumed run gives the bits of an undisturbed
-one. The loop never waits for the device inside a step; sums of losses stay there until an epoch ends or a check is due.
-Several ranks of a `torchrun` take the same steps together (kdtool.engine.together); rank 0 alone writes.
+one, if the device computes the same twice, as CPUs do. The loop never waits for the device inside a step; sums of
+losses stay there until an epoch ends or a check is due. Several ranks of a `torchrun` take the same steps together
+(kdtool.engine.together); rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ from kdtool.methods.precision import wide
 from kdtool.models.taps import TapReader
 from kdtool.progress import Progress, StopRequest, counted
 from kdtool.targets import CLEAN, Batch, Cached, Stage, Weight
+
+RESERVED = ("task", "loss", "right", "count")  # names that the metrics of a run use beside the terms
 
 
 def train(
@@ -208,7 +211,11 @@ def _losses(
     logits, taps = wide(next(own)), Plain(dict(zip(outputs, own, strict=True)))
     losses = {"task": (stage.task, cross_entropy(logits, batch.labels, job.train.share < 1))} if stage.task else {}
     for bound in _active(job, stage):
-        losses |= _terms(bound, stage, running, taps, cached, batch)
+        terms = _terms(bound, stage, running, taps, cached, batch)
+        taken = [name for name in terms if name in losses or name in RESERVED]
+        if taken:
+            raise UsageError(f"method {bound.method.name} calls a term {taken[0]}, as another one is called already")
+        losses |= terms
     return losses, logits, taps
 
 
@@ -350,7 +357,7 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
         for part in batch_slices(len(labels), stage_recipe(job.recipe, stage).batch, False):
             positions = np.arange(part.start, part.stop)
             indices = torch.from_numpy(positions).to(job.device)
-            batch = Batch(indices, labels[indices], 0, stage.name, running.epoch, 0, running.generator)
+            batch = Batch(indices, labels[indices], CLEAN, stage.name, running.epoch, 0, running.generator)
             cached = job.validation_source.read(batch) if job.validation_source and bounds else {}
             images = job.validation.images.view(positions, CLEAN)
             losses, _, _ = _losses(job, stage, running, reader, images, cached, batch)

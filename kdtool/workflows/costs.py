@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,23 +34,25 @@ def costs(job: Extraction, known: Cache | None, fitted: Mapping[str, Fitted], re
 
     fitted: results of the right shapes for every fit; read: the arrays of all that the fits read.
     """
-    per_batch = seconds_per_batch(job, job.targets, fitted)
+    pictures = seconds_of_images(job)  # which come while the teacher answers
+    told = functools.cache(lambda targets: seconds_per_batch(job, targets, fitted))
     in_epoch = -(-job.layout.samples["train"] // job.layout.batch)
     sizes = {key: sum(spec.row_bytes for spec in arrays.values()) * job.layout.batch for key, arrays in read.items()}
-    first = seconds_per_batch(job, _read_by(all_fits(job)), {})
+    first = max(pictures, seconds_per_batch(job, _read_by(all_fits(job)), {}))
     asked, spooled, held = 0, 0, 0
     for size, repeated, last in teacher_passes(job, known, sizes):
         kept = pays(first, size)
         asked += not (repeated and kept)
         spooled += size if repeated and kept else 0
         held += size if kept and not (repeated or last) else 0
-    batches = array_batches(job, known)
+    wanted = array_batches(job, known)
     steps = {fit: in_epoch * len(fit.passes(job.layout.fit_views)) for fit in to_learn(job, known)}
     fits = sum(count * step_seconds(job, fit) for fit, count in steps.items())
-    seconds = batches * per_batch + asked * in_epoch * first + fits + in_epoch * spooled / BYTES_PER_SECOND
-    epoch = per_batch * in_epoch
+    arrays = sum(count * max(pictures, told(targets)) for targets, count in wanted.items())
+    seconds = arrays + asked * in_epoch * first + fits + in_epoch * spooled / BYTES_PER_SECOND
+    epoch = told(job.targets) * in_epoch
     return {
-        "teacher_batches": batches + asked * in_epoch,
+        "teacher_batches": wanted.total() + asked * in_epoch,
         "fit_seconds": fits,
         "fit_scratch_bytes": held * in_epoch,
         "extract_seconds": seconds,
@@ -62,10 +66,12 @@ def to_learn(job: Extraction, known: Cache | None) -> list[Fit]:
     return [fit for fit in all_fits(job) if known is None or fit.key not in known.fits]
 
 
-def array_batches(job: Extraction, known: Cache | None) -> int:
-    """The batches for which the teacher runs to fill the arrays."""
-    todo = work(job, lambda part, key, view: missing(job, known, part, key, view))
-    return sum(len(batches(job, part, block)) for (part, _, block), _ in todo)
+def array_batches(job: Extraction, known: Cache | None) -> Counter[tuple[Target, ...]]:
+    """Targets that the teacher answers together to fill the arrays -> the batches for which it does."""
+    found, by_name = Counter[tuple[Target, ...]](), by_key(job.targets)
+    for (part, _, block), keys in work(job, lambda part, key, view: missing(job, known, part, key, view)):
+        found[tuple(by_name[key] for key in keys)] += len(batches(job, part, block))
+    return found
 
 
 def teacher_passes(job: Extraction, known: Cache | None, sizes: Mapping[str, int]) -> list[tuple[int, bool, bool]]:
@@ -104,6 +110,16 @@ def seconds_per_batch(job: Extraction, targets: Sequence[Target], fitted: Mappin
     teller = Teller(job.model, tuple(targets), fitted, job.layout.batch, job.precision)
     images = _some_images(job)
     return _fastest(lambda: teller.answer(images), images.device)
+
+
+def seconds_of_images(job: Extraction) -> float:
+    """The time in which the images of a batch of the grid come, decoded ahead where they are pictures."""
+    samples, batch = job.layout.samples["train"], job.layout.batch
+    places = [(np.arange(start, start + batch) % samples, 0) for start in range(0, PROBES * batch, batch)]
+    begun = time.perf_counter()
+    for images in job.train.views(iter(places)):
+        synchronize(images.device)
+    return (time.perf_counter() - begun) / PROBES
 
 
 def step_seconds(job: Extraction, fit: Fit) -> float:

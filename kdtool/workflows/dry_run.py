@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from kdtool.engine.distill import DistillConfig
     from kdtool.engine.folder import Workspace
-    from kdtool.engine.state import Running
     from kdtool.engine.teach import TeachConfig
     from kdtool.progress import Progress
 
@@ -78,7 +77,7 @@ def distill(workspace: Workspace, config: DistillConfig, progress: Progress, con
         distilling.check_basis(folder, ready)
         if distilling.whole_result(folder, progress):
             return finished(folder, ready.resolved)
-        found = about(ready.job(config, device, precision), folder, config.student, trains=True)
+        found = about(ready.job(config, device, precision), folder, config.student, selects=True)
     seen = distilling.seen_by(ready.cache)
     return {
         **found,
@@ -99,8 +98,11 @@ def finished(folder: RunFolder, resolved: Plain) -> Plain:
     return {"folder": str(folder.path), "state": "finished", "steps_left": 0, "config": resolved}
 
 
-def about(job: Job, folder: RunFolder, network: str, trains: bool) -> Plain:
-    """What both have in common. bytes: of the weights that stay; scratch_bytes: of states while it runs."""
+def about(job: Job, folder: RunFolder, network: str, trains: bool = True, selects: bool = False) -> Plain:
+    """What both have in common. bytes: of the weights that stay; scratch_bytes: of states while it runs.
+
+    selects: those that are best on validation stay beside the last ones.
+    """
     running = resume(job, folder) or begin(job, 0)
     stages = [stage_plan(job, number) for number in range(len(job.stages))] if trains else []
     steps = [stage["epochs"] * stage["steps"] for stage in stages]
@@ -128,8 +130,8 @@ def about(job: Job, folder: RunFolder, network: str, trains: bool) -> Plain:
         "at": {"stage": job.stages[running.stage].name, "epoch": running.epoch + 1, "step": running.done}
         if begun
         else None,
-        "bytes": student * (1 + kept + (job.validation is not None)),
-        "scratch_bytes": 0 if not trains else 2 * state_bytes(job, running),
+        "bytes": student * (1 + kept + len(job.stages[1:]) + (selects and job.validation is not None)),
+        "scratch_bytes": 2 * max(state_bytes(job, number) for number in range(len(stages))) if trains else 0,
         "free_bytes": files.free_bytes(folder.path),
     }
 
@@ -162,9 +164,12 @@ def tensor_bytes(module: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in module.state_dict().values())
 
 
-def state_bytes(job: Job, running: Running) -> int:
-    """The bytes of a training state: student, adapters, what the optimiser keeps, the best weights."""
-    modules = tensor_bytes(job.student) + tensor_bytes(running.adapters)
+def state_bytes(job: Job, number: int) -> int:
+    """The bytes of a state in a stage: student, adapters, what the optimiser keeps, the best weights."""
+    stage, running = job.stages[number], begin(job, number)
+    recipe = stage_recipe(job.recipe, stage)
+    student, adapters = tensor_bytes(job.student), tensor_bytes(running.adapters)
     trained = sum(int(value.numel()) for group in running.optimizer.param_groups for value in group["params"])
-    moments = (2 if job.recipe.optimizer == "adam" else bool(job.recipe.momentum)) * WIDTH * trained
-    return modules + moments + (tensor_bytes(job.student) if job.validation is not None else 0)
+    moments = (2 if recipe.optimizer == "adam" else bool(recipe.momentum)) * WIDTH * trained
+    best = student + (adapters if stage.select == "validation_loss" else 0) if job.validation is not None else 0
+    return student + adapters + moments + best

@@ -25,6 +25,7 @@ from kdtool.cache.arrays import DTYPES, check_name
 from kdtool.engine.job import stage_recipe
 from kdtool.engine.lacking import option_text
 from kdtool.engine.optim import Recipe
+from kdtool.engine.train import RESERVED
 from kdtool.errors import UsageError
 from kdtool.methods.protocol import Method
 from kdtool.targets import CLEAN, Fit, Stage, Target, by_key, describe
@@ -53,8 +54,6 @@ from kdtool.workflows.trial import (
 
 if TYPE_CHECKING:
     from kdtool.targets import Taps
-
-RESERVED = ("task", "loss", "right", "count")  # names that the metrics of a run use beside the terms
 
 
 def check_method(

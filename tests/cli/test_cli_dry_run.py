@@ -43,6 +43,10 @@ def dry(work: Path, typed: Typed) -> Typed:
     return call
 
 
+def weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
 def test_teach_in_a_new_folder(data: Path, tmp_path: Path, typed: Typed) -> None:
     place = ["--data-folder", data, "--folder", tmp_path / "new"]
     found = typed(f"{TEACH} --keep-weights 1 --validation 10 --dry-run --json", *place)
@@ -57,7 +61,7 @@ def test_teach_in_a_new_folder(data: Path, tmp_path: Path, typed: Typed) -> None
     assert plan["config"] == read_toml(tmp_path / "new/runs/teacher/config.toml") | {"taps": {}}
     kept = sorted(tmp_path.rglob("weights/*.safetensors"))
     assert len(kept) == 3
-    assert plan["bytes"] == pytest.approx(5 * (tmp_path / "new/teacher.safetensors").stat().st_size, rel=0.05)
+    assert plan["bytes"] == pytest.approx(weight_bytes(tmp_path / "new"), rel=0.05)
 
 
 def test_distill(dry: Typed, work: Path, typed: Typed) -> None:
@@ -78,11 +82,15 @@ def test_distill(dry: Typed, work: Path, typed: Typed) -> None:
 
 def test_stages_of_their_own_are_listed(dry: Typed, work: Path, typed: Typed) -> None:
     assert typed(f"extract --quiet --for fitnet --student resnet8 --views 1 --folder {work}").code == 0
-    plan = dry("distill --method fitnet --set fitnet.two_stage=true --epochs 4 --batch 16 --views 1")
+    two = "distill --method fitnet --set fitnet.two_stage=true --epochs 4 --batch 16 --views 1"
+    plan = dry(two)
     assert len(plan["stages"]) == 2
     assert plan["stages"][0]["cross_entropy"] == 0
     for stage in plan["stages"]:
         assert f"stage {stage['name']}: {stage['epochs']} epochs of 3 steps" in plan["said"]
+    before = weight_bytes(work)
+    assert typed(f"{two} --quiet --folder {work}").code == 0
+    assert plan["bytes"] == pytest.approx(weight_bytes(work) - before, rel=0.05)
 
 
 def test_a_finished_run(dry: Typed) -> None:

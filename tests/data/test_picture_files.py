@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,15 @@ def test_a_file_is_examined_once_until_it_changes(tmp_path: Path, examined: list
     assert examined[10:] == ["3.png", "1.png", "9.png"]
 
 
+def test_processes_that_look_at_once_look_once_together(tmp_path: Path, examined: list[str]) -> None:
+    folders(tmp_path)
+    names = files_below(tmp_path, "cat") + files_below(tmp_path, "owl")
+    with ThreadPoolExecutor(4) as ranks:  # each opens the lock for itself, as a process would
+        found = list(ranks.map(lambda _: index.look(tmp_path, names, Silent()), range(4)))
+    assert len(examined) == 10
+    assert all(np.array_equal(found[0].digests, other.digests) for other in found)
+
+
 def test_wrong_pictures_are_known_too(tmp_path: Path, examined: list[str]) -> None:
     folders(tmp_path)
     (tmp_path / "cat/9.png").write_bytes(b"text")
@@ -278,7 +288,7 @@ def test_another_version_is_another_index(
 
 
 def written(cache: Path) -> Path:
-    return next((cache / "kdtool/pictures").iterdir())
+    return next((cache / "kdtool/pictures").glob("*.npz"))
 
 
 def test_an_index_may_be_torn_at_any_byte(tmp_path: Path, cache: Path) -> None:

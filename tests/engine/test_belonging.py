@@ -145,3 +145,16 @@ def test_a_student_beside_the_living_teacher_is_the_one_from_the_cache(workspace
     )
     assert cached["views"] == alive["views"] == 2
     assert cached["weights_sha256"] == alive["weights_sha256"]
+
+
+def test_a_stage_is_chosen_alike_beside_the_living_teacher(workspace: Workspace) -> None:
+    """SRM's first stage ends with the weights of the lowest loss on validation images as they are."""
+    srm = method("srm").with_options({"passes": "2", "layers": "stage3"})
+    run_extract(workspace.folder, methods=(srm,), students=("resnet8",), views=2)
+    cached, alive = (
+        distill(workspace, replace(KD, methods=(srm,), views=2, name=name), live=name == "srm-alive")
+        for name in ("srm-cached", "srm-alive")
+    )
+    assert cached["stages"][0]["validation_loss"] is not None
+    assert cached["stages"] == alive["stages"]
+    assert cached["weights_sha256"] == alive["weights_sha256"]

@@ -12,7 +12,7 @@ from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.folder import Workspace
 from kdtool.errors import DamageError
 from kdtool.methods import method
-from kdtool.targets import Batch
+from kdtool.targets import CLEAN, Batch
 
 CPU = torch.device("cpu")
 KEYS = ("logits", "before_fc")
@@ -69,6 +69,31 @@ def test_what_is_expected_is_there_when_it_is_asked_for(workspace: Workspace) ->
         assert rows["logits"]["values"].shape[0] == len(indices)
     found.read(batch_of(todo[0][0], 2))
     assert set(found.held) == {("logits", "values")}, "the slice of the next view was read ahead, of what was asked for"
+
+
+def test_what_an_epoch_asks_for_no_more_is_let_go_of(workspace: Workspace) -> None:
+    """A stage that uses other targets, or none, neither holds nor reads those of the stage before."""
+    found, random = source(workspace), np.random.default_rng(0)
+    for number, asked in enumerate([KEYS, KEYS, KEYS[:1], KEYS[:1], (), ()]):
+        todo = batches(random, 16)
+        found.expect(todo, (number + 1) % 3)
+        for indices, _ in todo if asked else ():
+            rows = found.read(batch_of(indices, number % 3))
+            for key in asked:
+                assert len(rows[key]["values"]) == len(indices)
+        ahead = found._slices[1].result() if found._slices else {}
+        if number % 2:  # what was read ahead for the first epoch is let go of with the second
+            assert {key for key, _ in found.held} == set(asked)
+        if asked or number % 2:
+            assert {key for key, _ in ahead} == set(asked)
+
+
+def test_images_as_they_are_have_the_targets_of_parts_other_than_train(workspace: Workspace) -> None:
+    cache = open_cache(workspace.cache)
+    targets = method("kd").targets(cache.layout.tap_shapes, cache.layout.tap_shapes)
+    rows = CachedTeacher(cache, targets, CPU, "validation").read(batch_of(torch.arange(16), CLEAN))
+    wanted = cache.array("validation", "logits", "values").read(0)
+    assert torch.equal(rows["logits"]["values"], torch.from_numpy(wanted).float())
 
 
 def test_rows_that_were_read_ahead_stay_as_they_are(workspace: Workspace) -> None:

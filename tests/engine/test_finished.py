@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from made_up import PLAN
+from made_up import PLAN, run_extract
+from stopping import StopAfter
 
 from kdtool import files
+from kdtool.cache import Choice, drop
 from kdtool.engine import checkpoint
 from kdtool.engine.configuration import Values, distill_config
 from kdtool.engine.distill import DistillConfig, distill
@@ -19,10 +22,10 @@ from kdtool.engine.prepare import ExtractConfig, view_count
 from kdtool.engine.runs import read_toml
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import read_record
-from kdtool.errors import DamageError, IdentityError, NonFiniteError, UsageError
-from kdtool.methods import method
+from kdtool.errors import DamageError, IdentityError, NonFiniteError, Stopped, UsageError
+from kdtool.methods import kd, method
 from kdtool.models import create
-from tests.support.made_up import run_extract
+from kdtool.targets import Stage, Weight
 
 Copy = Callable[[], Workspace]
 TEACH = TeachConfig("made_up", "resnet8", PLAN, student="resnet8", views=3, precision="float32", validation=16)
@@ -163,6 +166,52 @@ def test_what_is_no_text_is_refused(work: Copy) -> None:
     workspace = work()
     with pytest.raises(UsageError, match="is no Unicode text"):
         distill(workspace, replace(KD, data_folder="/tmp/\udcff"))
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_targets_of_other_bits_make_another_run(work: Copy, ended: bool) -> None:
+    """The identity of a cache does not tell its dtypes; a resumed run would be of both."""
+    workspace = work()
+    if ended:
+        distill(workspace, KD)
+    else:
+        with pytest.raises(Stopped):
+            distill(workspace, KD, stop=StopAfter(7))
+    shutil.rmtree(workspace.cache)
+    run_extract(workspace.folder, dtypes={"": "float32"})
+    distill(workspace, KD)  # extracted again with the same bits
+    shutil.rmtree(workspace.cache)
+    run_extract(workspace.folder, dtypes={"": "float16"})
+    with pytest.raises(IdentityError, match="holds a run from targets of other bits"):
+        distill(workspace, KD)
+
+
+def test_views_that_a_run_began_with_have_to_be_there_before_the_first_step(work: Copy) -> None:
+    workspace = work()
+    with pytest.raises(Stopped):
+        distill(workspace, KD, stop=StopAfter(3))
+    drop(workspace.cache, Choice(keep_views=1))
+    with pytest.raises(DamageError, match=r"holds 1 complete views of logits, and 3 are needed"):
+        distill(workspace, KD)
+
+
+@pytest.mark.parametrize("name", ["task", "loss", "right", "kd"])
+def test_a_term_that_is_called_as_another_one_is_refused(work: Copy, name: str) -> None:
+    """It would take the other's place in the sum."""
+
+    @dataclass(frozen=True)
+    class Named(kd.KD):
+        name = "named"
+
+        def terms(self, *arguments: Any) -> dict[str, torch.Tensor]:
+            return {name: super().terms(*arguments)["kd"]}
+
+        def stages(self, *arguments: Any) -> tuple[Stage, ...]:
+            return (Stage("distill", weights={name: Weight(1.0)}),)
+
+    config = replace(KD, methods=(Named(), *([method("kd")] if name == "kd" else [])))
+    with pytest.raises(UsageError, match=f"calls a term {name}, as another one is called already"):
+        distill(work(), config)
 
 
 def test_cache_json_of_an_earlier_kdtool_is_of_a_cache(work: Copy) -> None:

@@ -37,7 +37,8 @@ def live(workspace: Workspace, job: Job, round_to: str = "float32") -> Job:
     fitted = {key: as_tensors(cache.fitted(key), CPU) for key in cache.fits}
     teacher = read_teacher(workspace.teacher, record, CPU)
     teller = Teller(teacher, tuple(dict.fromkeys(targets)), fitted, cache.layout.batch, "float32")
-    return replace(job, source=LiveTeacher(teller, job.train.images, round_to))
+    dtypes = {target.key: round_to for target in targets}
+    return replace(job, source=LiveTeacher(teller, job.train.images, dtypes))
 
 
 def weights(job: Job, folder: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The made-up method of probe_method.py goes through extract and distill: three stages, stopped anywhere, resumed."""
 
 import errno
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -315,6 +316,24 @@ def test_what_is_selected_at_the_ends_of_phases_is_not_the_best_epoch(
     assert seen == [(1, 8), (3, 16)]
     assert result["stages"][0]["kept_epoch"] == 2
     assert result["stages"][0]["validation_loss"] == 1.0
+
+
+def test_a_last_stage_that_chooses_tells_the_accuracy_of_its_choice(
+    work: Callable[[], Workspace], probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Last(probe.Probe):
+        def stages(self, student, teacher, facts):
+            return (replace(super().stages(student, teacher, facts)[-1], select="validation_loss"),)
+
+    monkeypatch.setattr(loop, "validation_loss", lambda job, stage, running: float(running.epoch))  # first is best
+    workspace = work()
+    result = distill(workspace, replace(config_of(probe), methods=(Last(),)), Silent(), StopRequest())
+    rows = [json.loads(line) for line in (workspace.runs / "run/metrics.jsonl").read_text().splitlines()]
+    assert len({row["test_accuracy"] for row in rows}) > 1
+    assert result["stages"][0]["kept_epoch"] == 1
+    assert result["test_accuracy"]["last"] == rows[0]["test_accuracy"]
+    assert result["validation_accuracy"]["last"] == rows[0]["validation_accuracy"]
 
 
 def test_terms_are_used_as_the_stages_say(work: Callable[[], Workspace], probe) -> None:
