@@ -241,8 +241,8 @@ def part_of(cache: Cache, name: str) -> str:
 
 
 def read_student(run: Path, cache: Cache) -> Finished:
-    """A finished distill run on the cache's data set."""
-    known = {"command": str, "name": str, "network": str, "weights_sha256": str, "seen": dict}
+    """A finished distill run on the cache's data set, from its teacher."""
+    known = {"command": str, "name": str, "network": str, "weights_sha256": str, "seen": dict, "teacher": dict}
     result = read_result(run, "distil the student again", known)
     if result["command"] != "distill":
         raise UsageError(f"{run} is a run of `kdtool {result['command']}`; name one of `kdtool distill`")
@@ -253,6 +253,12 @@ def read_student(run: Path, cache: Cache) -> Finished:
                 f"{run} was trained on other data than the cache {cache.path} is of: {name} is "
                 f"{getattr(theirs, name)} there and {getattr(ours, name)} in the cache; name its own with --cache"
             )
+    learned_from, teacher = str(result["teacher"].get("sha256")), cache.identity["teacher"]["sha256"]
+    if learned_from != teacher:
+        raise IdentityError(
+            f"{run} has learned from another teacher than the cache {cache.path} is of: {learned_from[:12]} there and "
+            f"{teacher[:12]} in the cache; name its own with --cache"
+        )
     found = Finished(run, result, cache.layout.classes)
     return replace(found, shapes=tap_shapes(found.network(), ours.image_shape))
 

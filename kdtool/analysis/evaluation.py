@@ -93,7 +93,25 @@ def images_for(seen: Seen, asked: Images, progress: Progress) -> Dataset:
             f"the data set {asked.data} has {found.classes} classes and the network tells {seen.classes} apart; the "
             "same classes in the same order are expected"
         )
+    check_names(asked.data, seen.class_names, found.class_names, progress)
     return at_size(found, seen.rule(), seen.image_shape, progress)
+
+
+def check_names(name: str, seen: tuple[str, ...], found: tuple[str, ...], progress: Progress) -> None:
+    """Refuses a data set that has a class of the network's at another place.
+
+    Names that only one of the two has may be other words for the same classes; they are told of.
+    """
+    odd = [(number, pair) for number, pair in enumerate(zip(seen, found, strict=False)) if pair[0] != pair[1]]
+    for number, (ours, _) in odd:
+        if ours in found:
+            raise UsageError(
+                f"{ours} is class {number} of the network and class {found.index(ours)} of {name}; the same classes in "
+                "the same order are expected"
+            )
+    if odd:
+        ours, theirs = odd[0][1]
+        progress.note(f"{len(odd)} classes have other names in {name}: {theirs} is taken for {ours}")
 
 
 @torch.no_grad()

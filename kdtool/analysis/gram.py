@@ -304,10 +304,13 @@ def finished(found: Squares, both: tuple[int, ...], algorithm: str) -> GramGap:
         raise UsageError("the norms of the kernels are beyond float64; expected smaller features, gamma or degree")
     if found.teacher < VANISHED:
         raise UsageError("the teacher's kernel is zero, or vanishes beside the student's; expected features of weight")
+    teacher_norm = norm(found.teacher, found.exponent)
+    if not teacher_norm:
+        raise UsageError("the norm of the teacher's kernel is below float64; expected larger features")
     return GramGap(
         loss=math.sqrt(found.difference / found.teacher),
         difference_norm=norm(found.difference, found.exponent),
-        teacher_norm=norm(found.teacher, found.exponent),
+        teacher_norm=teacher_norm,
         student_norm=norm(found.student, found.exponent),
         samples=found.samples,
         student_width=both[0],

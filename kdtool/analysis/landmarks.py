@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdtool.analysis.centred import pearson
 from kdtool.analysis.features import Features, Matrix, blocks, widths
 from kdtool.analysis.gram import transfer_loss
 from kdtool.analysis.measures import squared_columns
@@ -39,6 +40,7 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "strategies", tuple(dict.fromkeys(self.strategies)))
         for name in self.strategies:
             if name not in STRATEGIES:
                 raise unknown("kind of landmarks", name, STRATEGIES)
@@ -202,10 +204,7 @@ def agreements(snapshots: Sequence[Snapshot]) -> tuple[Agreement, ...]:
 
 
 def correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Pearson's correlation of two columns."""
+    """Pearson's correlation of two columns; None where they have less than three rows, or one of them is constant."""
     if len(pairs) < 3:
         return None
-    x, y = np.array(pairs).T
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(np.clip(x @ y / scale, -1, 1)) if scale > 0 else None
+    return pearson(*np.array(pairs).T)

@@ -112,7 +112,7 @@ def headline(shown: Content) -> str:
     if baseline is not None and baseline is not best:
         difference = apart(accuracy(best) - accuracy(baseline))
         beside.append(f"{difference} the same network that learned without a teacher")
-    beside.append(f"{apart(accuracy(best) - best.runs[0].teacher_accuracy)} its teacher")
+    beside.append(f"{apart(accuracy(best) - best.runs[0].teacher_accuracy)} the teacher")
     return f"{shown.title(best)} reaches {accuracy(best):.2f} % after the last epoch: {' and '.join(beside)}."
 
 

@@ -286,6 +286,16 @@ def test_a_run_on_other_data_is_refused(workspace: Workspace, tmp_path: Path) ->
         analyses.gram_gap(workspace, Asked((run,)), GapPlan(), SILENT)
 
 
+def test_a_run_from_another_teacher_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    """Its loss to this one would take the place of that to its own."""
+    run = tmp_path / "run"
+    run.mkdir()
+    result = files.read_json(workspace.runs / "plain/result.json", "")
+    files.write_json(run / "result.json", {**result, "teacher": {**result["teacher"], "sha256": "0" * 64}})
+    with pytest.raises(IdentityError, match=r"has learned from another teacher than the cache .*: 000000000000 there"):
+        analyses.gram_gap(workspace, Asked((run,)), GapPlan(), SILENT)
+
+
 def test_rows_of_a_cache_are_read_in_any_part(workspace: Workspace) -> None:
     array = open_cache(workspace.cache).array("train_clean", "before_fc", "values")
     whole = array.read(0)

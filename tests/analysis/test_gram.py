@@ -257,6 +257,7 @@ def refusals():
         "student's features are not all finite": (hole, x),
         "teacher's features are not all finite": (x, np.where(np.isnan(hole), -np.inf, 1.0)),
         "teacher's kernel is zero": (x, 0 * x),
+        "norm of the teacher's kernel is below float64": (1e-170 * x, 1e-170 * x),
         r"have the shape \(4,\)": (x, x[:, 0]),
         r"have the shape \(4, 0\)": (x[:, :0], x),
         r"have the shape \(2, 2\); expected \(rows, 3\)": ([x, x[:2, :2]], x),

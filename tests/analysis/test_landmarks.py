@@ -1,5 +1,7 @@
 """Estimates of the transfer loss from landmarks, against dense linear algebra (KDA, figures 4 to 6)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,3 +49,10 @@ def test_how_estimates_follow_the_loss() -> None:
     assert (whitened.whitened, whitened.correlation) == (True, pytest.approx(-1.0))
     assert whitened.mean_ratio == pytest.approx((4 / 1 + 3 / 2 + 1 / 4) / 3)
     assert [one.correlation for one in agreements(found[:2])] == [None, None]
+    rounded = [replace(one, loss=0.1 + 1e-17 * number) for number, one in enumerate(found)]
+    rounded = [replace(one, estimates=(replace(one.estimates[0], plain=0.3),)) for one in rounded]
+    assert agreements(rounded)[0].correlation is None
+
+
+def test_a_kind_that_is_named_twice_is_taken_once() -> None:
+    assert Plan(("class", "random", "class")).strategies == ("class", "random")
