@@ -40,16 +40,18 @@ class Epoch:
 class Run:
     """One finished run.
 
-    last, best, selected: test accuracy in percent after the last epoch, the highest of all, and that of the weights
-    which are best on validation. seconds: by part, "total" among them. analysed: what analyses found.
-    cache_options: of the extract that gives the cache this identity, in the words of its command line.
-    samples: training images; teacher_seconds: what an answer of the teacher took when the cache was filled; cache_bytes
-    and tap_bytes: of the targets, and of the float32 maps that they stand for, in all views; each None where a result
-    does not say so.
+    data, data_digest: name and content of the data set. last, best, selected: test accuracy in percent after the last
+    epoch, the highest of all, and that of the weights which are best on validation. seconds: by part, "total" among
+    them. analysed: what analyses found. cache_options: of the extract that gives the cache this identity, in the words
+    of its command line. samples: training images; teacher_seconds: what an answer of the teacher took when the cache
+    was filled; cache_bytes and tap_bytes: of the targets, and of the float32 maps that they stand for, in all views;
+    each None where a result does not say so.
     """
 
     folder: Path
     command: str
+    data: str
+    data_digest: str
     network: str
     methods: tuple[str, ...]
     options: dict[str, Any]
@@ -114,7 +116,12 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """All that makes the run what it is, save its seed, as one flat dictionary; not what changes no result."""
-        flat = {"cache": self.cache_identity, "teacher": self.teacher_sha256 if self.command != "teach" else None}
+        flat = {
+            "data": self.data,
+            "images": self.data_digest,
+            "cache": self.cache_identity,
+            "teacher": self.teacher_sha256 if self.command != "teach" else None,
+        }
         for key, value in ((key, value) for key, value in self.config.items() if key not in ("run", "cache")):
             flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         if "initial" in flat:
@@ -246,9 +253,12 @@ def make_run(
 ) -> Run:
     """A run from the plain values of its files."""
     selected, cache, teacher = result["test_accuracy"]["selected"], result["cache"] or {}, result["teacher"]
+    seen = result.get("seen") or {}
     return Run(
         folder=folder,
         command=str(result["command"]),
+        data=str(seen.get("name", config.get("data", ""))),
+        data_digest=str(seen.get("digest", "")),
         network=str(result["network"]),
         methods=tuple(str(name) for name in result["method"]),
         options=dict(result["options"]),

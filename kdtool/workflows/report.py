@@ -59,8 +59,8 @@ def subtitle(shown: Content) -> str:
     """Which networks, on which data."""
     names = [", ".join(sorted({run.teacher_network for run in shown.teachers.values()}))]
     names += [", ".join(sorted({group.runs[0].network for group in shown.students}))] if shown.students else []
-    data = {str(run.config["data"]) for run in shown.runs if "data" in run.config}
-    said = " on ".join((" to ".join(names), *sorted(data)[:1]))
+    data = ", ".join(sorted({run.data for run in shown.runs} - {""}))
+    said = " on ".join(filter(None, (" to ".join(names), data)))
     return page.paragraph(f"{said}: {counted(len(shown.runs), 'run')}")
 
 

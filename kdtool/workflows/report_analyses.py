@@ -134,6 +134,8 @@ def place(result: Result) -> Layer:
 def kernel(gap: Result) -> str:
     """The kernel of a transfer loss, and how it was approximated."""
     name = KERNELS.get(gap["kernel"], str(gap["kernel"]))
+    if gap["degree"] is not None:
+        name += f" of degree {gap['degree']}, constant {gap['constant']:g}"
     return name if gap["nystrom_landmarks"] is None else f"{name} ({gap['nystrom_landmarks']:,} landmarks)"
 
 

@@ -102,11 +102,12 @@ class Content:
         return next((other for other in self.students if is_baseline(other.runs[0], group.runs[0])), None)
 
     def best(self, groups: Sequence[Group], column: "Column") -> list[bool]:
-        """Which students look best of their network in a column; none where there is nothing to compare."""
-        known: dict[str, dict[int, float]] = {}
+        """Which students look best of their network and data set in a column; none where nothing is to compare."""
+        known: dict[tuple[str, str], dict[int, float]] = {}
         for number, group in enumerate(groups):
             if not group.is_teacher and (value := mean(group.values(column.of))) is not None:
-                known.setdefault(group.runs[0].network, {})[number] = column.sign * value
+                run = group.runs[0]
+                known.setdefault((run.network, run.data_digest), {})[number] = column.sign * value
         found = [False] * len(groups)
         for values in known.values():
             texts = {number: spread([value], column.form) for number, value in values.items()}
@@ -157,7 +158,8 @@ def is_baseline(run: Run, of: Run) -> bool:
     """Whether a run learned without a teacher what another learned with one, from the same first weights."""
     same_images = run.samples == of.samples or None in (run.samples, of.samples)  # older results do not say how many
     alike = all(run.config.get(key) == of.config.get(key) for key in ("recipe", "initial", "head_learning_rate"))
-    return run.network == of.network and alike and same_images and not run.methods
+    same = (run.network, run.data_digest) == (of.network, of.data_digest)
+    return same and alike and same_images and not run.methods
 
 
 def content(runs: Sequence[Run], skipped: Sequence[Skipped] = ()) -> Content:

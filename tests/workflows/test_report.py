@@ -240,6 +240,26 @@ def test_students_of_other_first_weights_are_told_apart_and_have_baselines_of_th
     assert shown.baseline(named["kd-begun"]) is named["begun"]
 
 
+def test_runs_on_other_images_are_neither_seeds_nor_baselines_of_one_another(runs, tmp_path):
+    for name, methods, content_of in (
+        ("easy", [], "e"),
+        ("easy-kd", ["kd"], "e"),
+        ("hard", [], "d"),
+        ("hard-kd", ["kd"], "d"),
+    ):
+        write_run(runs / name, "distill", "resnet8", methods, {}, 0, 50.0)
+        result = files.read_json(runs / name / "result.json", "")
+        seen = {"name": "folder", "digest": content_of * 64}
+        files.write_json(runs / name / "result.json", {**result, "seen": seen})
+    shown = content([run for run in read_runs([runs])[0] if run.network == "resnet8"])
+    named = {group.runs[0].folder.name: group for group in shown.groups}
+    assert named.keys() == {"easy", "easy-kd", "hard", "hard-kd"}
+    for name in ("easy", "hard"):
+        assert shown.baseline(named[f"{name}-kd"]) is named[name]
+    page = write_report([runs], tmp_path / "report.html").read_text()
+    assert "on cifar100, folder: " in page
+
+
 def test_several_networks_are_named(runs, tmp_path):
     write_run(runs / "shuffle", "distill", "shufflev2", ["kd"], {}, 0, 73.0)
     rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())

@@ -140,6 +140,15 @@ def test_other_kernels_and_similarity_are_means_over_seeds(runs):
     assert "RSA: correlation" in shown
 
 
+def test_polynomials_of_two_degrees_have_columns_of_their_own(runs):
+    run, form = runs / "kda", {"kernel": "polynomial", "constant": 1.0}
+    keep(run, "gram-gap", [gap(run, "before_fc", 0.1 * degree, degree=degree, **form) for degree in (2, 5)])
+    shown = section(report(runs), "Other kernels and similarity")
+    names = [f"polynomial of degree {degree}, constant 1 loss" for degree in (2, 5)]
+    assert re.findall('<th scope="col">(.*?)</th>', shown) == ["run", *names]
+    assert table_rows(shown)["kda before_fc"] == ["0.200", "0.500"]
+
+
 def test_the_direction_of_a_kernel_is_shown_without_its_size(runs):
     run = runs / "kda"
     keep(run, "gram-gap", [gap(run, "before_fc", 0.25), gap(run, "after_fc", 0.5)])

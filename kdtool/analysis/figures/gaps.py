@@ -75,5 +75,6 @@ def kernel(result: Result) -> str:
     """The kernel where it is not linear."""
     if result["kernel"] == "linear":
         return ""
-    landmarks = result["nystrom_landmarks"]
-    return f"{result['kernel']} kernel" + (f", {landmarks:,} landmarks" if landmarks else "")
+    landmarks, degree = result["nystrom_landmarks"], result.get("degree")
+    of = f" of degree {degree}, constant {result['constant']:g}" if degree is not None else ""
+    return f"{result['kernel']} kernel{of}" + (f", {landmarks:,} landmarks" if landmarks else "")
