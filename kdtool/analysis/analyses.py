@@ -170,6 +170,7 @@ def spectrum(
     def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
         teacher, found = pairs.teacher[layer], {}
         sets: dict[str, LandmarkSet] = {}
+        clusters: dict[int, LandmarkSet] = {}
         for name, student in pairs.of(layer).items():
             sets = landmark_sets(student, teacher, pairs.labels, plan, sets)
             found[name] = spectra.spectrum(
@@ -180,6 +181,7 @@ def spectrum(
                 draws=draws,
                 seed=plan.seed,
                 strategies=plan.strategies,
+                clusters=clusters,
                 ranks=ranks,
             )
         return found

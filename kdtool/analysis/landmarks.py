@@ -17,7 +17,7 @@ from kdtool.analysis.centred import pearson
 from kdtool.analysis.features import Features, Matrix, blocks, widths
 from kdtool.analysis.gram import transfer_loss
 from kdtool.analysis.measures import squared_columns
-from kdtool.analysis.nystrom import LandmarkSet, averaged, class_centres, k_means, random_images
+from kdtool.analysis.nystrom import LandmarkSet, class_centres, for_student, k_means, random_images
 from kdtool.analysis.pairs import Labels
 from kdtool.analysis.projector import subspace
 from kdtool.engine.job import check_seed
@@ -88,8 +88,7 @@ def landmark_sets(
         elif name == "random":
             found[name] = random_images(student, teacher, plan.number(labels), seed=plan.seed)
         elif known and name in known:
-            held = known[name]
-            found[name] = averaged(name, student, teacher, held.assignment, held.counts, held.notes)
+            found[name] = for_student(known[name], student, teacher)
         elif plan.per_class:
             found[name] = k_means(student, teacher, plan.per_class, seed=plan.seed, labels=need_labels(labels))
         else:

@@ -112,6 +112,11 @@ def k_means(
     return averaged("kmeans", student, teacher, assignment, counts, notes)
 
 
+def for_student(known: LandmarkSet, student: Features, teacher: Features) -> LandmarkSet:
+    """The clusters of a teacher that were found beside another student, for this one."""
+    return averaged(known.name, student, teacher, known.assignment, known.counts, known.notes)
+
+
 def averaged(
     name: str, student: Features, teacher: Features, bins: Integers, counts: Integers, notes: tuple[str, ...]
 ) -> LandmarkSet:

@@ -14,7 +14,7 @@ import numpy as np
 from kdtool.analysis.centred import pairs
 from kdtool.analysis.clusters import Integers, gathered
 from kdtool.analysis.features import Features, Matrix, widths
-from kdtool.analysis.nystrom import LandmarkSet, class_centres, draw_images, k_means, refuse_other_widths
+from kdtool.analysis.nystrom import LandmarkSet, class_centres, draw_images, for_student, k_means, refuse_other_widths
 from kdtool.analysis.projector import ROUNDING, factors, nystrom_error, subspace
 from kdtool.engine.ranks import Alone, Ranks
 from kdtool.errors import UsageError
@@ -111,14 +111,16 @@ def spectrum(
     seed: int = 0,
     rounds: int = 10,
     strategies: Sequence[str] = STRATEGIES,
+    clusters: dict[int, LandmarkSet] | None = None,
     ranks: Ranks | None = None,
 ) -> Spectrum:
     """Spectra for features (n, d_S) and (n, d_T); labels (n,) add class centres at their own number of landmarks.
 
     counts: numbers of landmarks for the growing sets (default `default_counts`). draws: of random landmarks, which are
     nested as the count grows. rounds: of k-means, each a reading of the teacher's features for every count. strategies:
-    which of random, kmeans and class to try. ranks: the processes that share the two readings for the kernels; each
-    makes the landmarks for itself.
+    which of random, kmeans and class to try. clusters: those of this teacher by their number, of calls for other
+    students; what is not there is looked for and added. ranks: the processes that share the two readings for the
+    kernels; each makes the landmarks for itself.
 
     Raises UsageError for counts that are not between 1 and n, a teacher's kernel of zeros, features far from ordinary
     magnitudes, and what `features.blocks` refuses.
@@ -137,7 +139,13 @@ def spectrum(
     if "random" in strategies:
         growth += random_growth(student, teacher, found, n, grid, draws, seed)
     if "kmeans" in strategies:
-        growth += [grown(k_means(student, teacher, m, seed=seed, rounds=rounds), found) for m in grid]
+        known = {} if clusters is None else clusters
+        for m in grid:
+            if m in known:
+                known[m] = for_student(known[m], student, teacher)
+            else:
+                known[m] = k_means(student, teacher, m, seed=seed, rounds=rounds)
+            growth.append(grown(known[m], found))
     if "class" in strategies and labels is not None:
         growth.append(grown(class_centres(student, teacher, labels), found))
     sets = tuple(landmark_spectrum(landmarks, found) for landmarks in landmark_sets)

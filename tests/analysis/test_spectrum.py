@@ -233,6 +233,24 @@ def test_results_are_plain_values():
     json.dumps(found, allow_nan=False)
 
 
+def test_the_teachers_clusters_are_looked_for_once_for_all_students(monkeypatch):
+    student, teacher = sides()
+    other, looked = np.random.default_rng(5).standard_normal((60, 7)), []
+
+    def counted(*given, **options):
+        looked.append(given[2])
+        return k_means(*given, **options)
+
+    alone = [spectrum(each, teacher, counts=(2, 5), strategies=("kmeans",)) for each in (student, other)]
+    monkeypatch.setattr("kdtool.analysis.spectrum.k_means", counted)
+    known = {}
+    shared = [
+        spectrum(each, teacher, counts=(2, 5), strategies=("kmeans",), clusters=known) for each in (student, other)
+    ]
+    assert looked == [2, 5]
+    assert shared == alone
+
+
 def test_several_ranks_find_the_same():
     student, teacher = sides(31)
     alone = spectrum(student, teacher, draws=1)
