@@ -7,7 +7,7 @@ correlation, similarity) and how plots look (figures).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from kdtool.analysis import correlation as correlating
 from kdtool.analysis import figures, gram
 from kdtool.analysis import spectrum as spectra
 from kdtool.analysis.compared import open_pairs, prepared, scratch, teacher_of
-from kdtool.analysis.features import Watched, samples
+from kdtool.analysis.features import Features, Watched, samples
 from kdtool.analysis.gram import LANDMARKS
 from kdtool.analysis.kept import Result, keep, read_results, results_path
 from kdtool.analysis.kernels import Kernel
@@ -35,6 +35,8 @@ from kdtool.engine.keeping import kept
 from kdtool.engine.ranks import Alone, Ranks
 from kdtool.errors import UsageError
 from kdtool.progress import Progress, Silent
+
+Found = tuple[str, Any]  # name of a student, its results in a layer
 
 ALONE, SILENT = Alone(), Silent()
 PATIENCE = 60.0  # seconds for which results wait for those of another process
@@ -73,7 +75,7 @@ def gram_gap(
     them, and its "scale" and "alignment". Results and plots are kept in the folder of every run, below analysis/.
     """
 
-    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
+    def of(pairs: Pairs, layer: str) -> Iterable[Found]:
         if plan.by_class and pairs.labels is None:
             raise UsageError("--by-class needs labels; give them with --labels LABELS.npy")
         gaps = gram.gram_gaps(
@@ -87,7 +89,7 @@ def gram_gap(
             ranks=ranks,
             progress=progress,
         )
-        return {name: named(gap, pairs.class_names) for name, gap in gaps.items()}
+        return ((name, named(gap, pairs.class_names)) for name, gap in gaps.items())
 
     return of_layers(workspace, asked, "gram-gap", of, progress, ranks)
 
@@ -106,13 +108,13 @@ def of_layers(
     workspace: Workspace,
     asked: Asked,
     analysis: str,
-    of: Callable[[Pairs, str], Mapping[str, Any]],
+    of: Callable[[Pairs, str], Iterable[Found]],
     progress: Progress,
     ranks: Ranks,
 ) -> list[Result]:
-    """The results of every student in every layer; `of` gives those of a layer, by the names of students.
+    """The results of every student in every layer; `of` gives those of a layer, one student after the other.
 
-    A student has one result in a layer, or a list of them.
+    A student has one result in a layer, or a list of them. What was found before one that is refused is kept.
     """
     found: list[Result] = []
     with open_pairs(workspace, asked, progress, ranks) as opened:
@@ -122,15 +124,27 @@ def of_layers(
         pairs = replace(
             opened, teacher={layer: Watched(side, progress, analysis) for layer, side in opened.teacher.items()}
         )
-        for layer in pairs.layers:
-            students = "1 student" if len(pairs.students) == 1 else f"{len(pairs.students)} students"
-            progress.note(f"{analysis}: {layer} of {students} ({pairs.part})")
-            for name, results in of(pairs, layer).items():
-                listed = results if isinstance(results, list) else [results]
-                found += [{**pairs.about(name, layer), **plain(result)} for result in listed]
-    if ranks.rank == 0:
-        write(analysis, folders, found, progress)
+        try:
+            for layer in pairs.layers:
+                students = "1 student" if len(pairs.students) == 1 else f"{len(pairs.students)} students"
+                progress.note(f"{analysis}: {layer} of {students} ({pairs.part})")
+                for name, results in of(pairs, layer):
+                    listed = results if isinstance(results, list) else [results]
+                    found += [{**pairs.about(name, layer), **plain(result)} for result in listed]
+        finally:
+            if ranks.rank == 0:
+                write(analysis, folders, found, progress)
     return found
+
+
+def each(pairs: Pairs, layer: str, one: Callable[[Features], Any]) -> Iterator[Found]:
+    """What `one` finds of every student in a layer; what it refuses is told with the student's name."""
+    for name, student in pairs.of(layer).items():
+        try:
+            found = one(student)
+        except UsageError as error:
+            raise UsageError(f"{layer} of {name}: {error}") from error
+        yield name, found
 
 
 def bounds(
@@ -143,16 +157,16 @@ def bounds(
 ) -> list[Result]:
     """KDA's bounds for every set of landmarks of the plan, next to the true gap."""
 
-    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
-        teacher, found = pairs.teacher[layer], {}
+    def of(pairs: Pairs, layer: str) -> Iterable[Found]:
+        teacher = pairs.teacher[layer]
         sets: dict[str, LandmarkSet] = {}
-        for name, student in pairs.of(layer).items():
-            sets = landmark_sets(student, teacher, pairs.labels, plan, sets)
+
+        def one(student: Features) -> Any:
+            sets.update(landmark_sets(student, teacher, pairs.labels, plan, sets))
             gap = gram.gram_gap(student, teacher, ranks=ranks)
-            found[name] = [
-                bounding.bounds(student, teacher, landmarks, rank, gap=gap, ranks=ranks) for landmarks in sets.values()
-            ]
-        return found
+            return [bounding.bounds(student, teacher, known, rank, gap=gap, ranks=ranks) for known in sets.values()]
+
+        return each(pairs, layer, one)
 
     return of_layers(workspace, asked, "bounds", of, progress, ranks)
 
@@ -167,13 +181,14 @@ def spectrum(
 ) -> list[Result]:
     """Eigenvalues of the kernels and of the landmarks' W, and Nystrom errors as landmarks grow."""
 
-    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
-        teacher, found = pairs.teacher[layer], {}
+    def of(pairs: Pairs, layer: str) -> Iterable[Found]:
+        teacher = pairs.teacher[layer]
         sets: dict[str, LandmarkSet] = {}
         clusters: dict[int, LandmarkSet] = {}
-        for name, student in pairs.of(layer).items():
-            sets = landmark_sets(student, teacher, pairs.labels, plan, sets)
-            found[name] = spectra.spectrum(
+
+        def one(student: Features) -> Any:
+            sets.update(landmark_sets(student, teacher, pairs.labels, plan, sets))
+            return spectra.spectrum(
                 student,
                 teacher,
                 list(sets.values()),
@@ -184,7 +199,8 @@ def spectrum(
                 clusters=clusters,
                 ranks=ranks,
             )
-        return found
+
+        return each(pairs, layer, one)
 
     return of_layers(workspace, asked, "spectrum", of, progress, ranks)
 
@@ -201,14 +217,17 @@ def correlation(
     images: of the first form, 0 for all; None for the first 256 as published, or all where there are fewer.
     """
 
-    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
-        teacher, found = pairs.teacher[layer], {}
-        for name, student in pairs.of(layer).items():
-            first = min(correlating.PUBLISHED_IMAGES, samples(teacher, "teacher")) if images is None else images
-            found[name] = [correlating.standardised(student, teacher, images=first or None)]
+    def of(pairs: Pairs, layer: str) -> Iterable[Found]:
+        teacher = pairs.teacher[layer]
+        first = min(correlating.PUBLISHED_IMAGES, samples(teacher, "teacher")) if images is None else images
+
+        def one(student: Features) -> Any:
+            found = [correlating.standardised(student, teacher, images=first or None)]
             if pairs.labels is not None:
-                found[name].append(correlating.class_means(student, teacher, pairs.labels))
-        return found
+                found.append(correlating.class_means(student, teacher, pairs.labels))
+            return found
+
+        return each(pairs, layer, one)
 
     return of_layers(workspace, replace(asked, layers=("after_fc",)), "correlation", of, progress, ranks)
 
@@ -234,15 +253,17 @@ def similarity(
     check_seed(seed)
     check_temperature(temperature)
 
-    def of(pairs: Pairs, layer: str) -> Mapping[str, Any]:
-        teacher, found = pairs.teacher[layer], {}
-        for name, student in pairs.of(layer).items():
+    def of(pairs: Pairs, layer: str) -> Iterable[Found]:
+        teacher = pairs.teacher[layer]
+
+        def one(student: Features) -> Any:
             said = None
             if layer == "after_fc":
                 said = predictions(student, teacher, pairs.labels, temperature=temperature)
             cka = linear_cka(student, teacher, ranks=ranks)
-            found[name] = Similarity(cka, rsa(student, teacher, seed=seed, ranks=ranks), said)
-        return found
+            return Similarity(cka, rsa(student, teacher, seed=seed, ranks=ranks), said)
+
+        return each(pairs, layer, one)
 
     return of_layers(workspace, asked, "similarity", of, progress, ranks)
 
@@ -293,9 +314,12 @@ def write(analysis: str, folders: Mapping[str, Path], found: Sequence[Result], p
     drawable = True
     for name, folder in folders.items():
         place = results_path(folder, analysis)
+        own = [result for result in found if result["run"] == name]
+        if not own:
+            continue
         with files.lock(place.with_name("lock"), "keeping results in", PATIENCE):
             files.sweep(place.parent)
-            results = keep(folder, analysis, [result for result in found if result["run"] == name])
+            results = keep(folder, analysis, own)
             drawable = drawable and draw(analysis, results, place.parent, progress)
 
 

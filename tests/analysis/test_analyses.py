@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +276,34 @@ def test_files_that_are_no_arrays(tmp_path: Path) -> None:
             analyses.gram_gap(Workspace(tmp_path), asked, GapPlan(), SILENT)
     with pytest.raises(UsageError, match="cannot read"):
         analyses.gram_gap(Workspace(tmp_path), Asked((tmp_path / "no.npy",), teacher=good), GapPlan(), SILENT)
+
+
+def test_a_student_that_is_refused_is_named_and_the_others_keep_their_results(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = replace(workspace, folder=Path(shutil.copytree(workspace.folder, tmp_path / "work")))
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "collapsed.npy", np.ones((9, 3)))
+    np.save(tmp_path / "teacher.npy", rng.standard_normal((9, 4)))
+    files_asked = Asked((tmp_path / "collapsed.npy",), teacher=tmp_path / "teacher.npy")
+    with pytest.raises(UsageError, match="features of collapsed: the student's features are the same in all samples"):
+        analyses.similarity(copied, files_asked)
+
+    cka, calls = analyses.linear_cka, []
+
+    def second_collapses(*given: object, **options: object) -> object:
+        calls.append(given)
+        if len(calls) == 2:
+            raise UsageError("it has collapsed")
+        return cka(*given, **options)
+
+    monkeypatch.setattr(analyses, "linear_cka", second_collapses)
+    runs = (copied.runs / "plain", copied.runs / "kda")
+    shutil.rmtree(runs[1] / "analysis", ignore_errors=True)
+    with pytest.raises(UsageError, match="before_fc of kda: it has collapsed"):
+        analyses.similarity(copied, Asked(runs, ("before_fc",)))
+    assert [result["layer"] for result in read_results(runs[0], "similarity")][-1:] == ["before_fc"]
+    assert read_results(runs[1], "similarity") == []
 
 
 def test_a_run_on_other_data_is_refused(workspace: Workspace, tmp_path: Path) -> None:
