@@ -85,7 +85,7 @@ def verify(
     from kdtool.cache import verify as run
     from kdtool.cache import verify_hdf5
 
-    workspace = o.open_workspace(folder, cache)
+    workspace = _workspace(folder, cache)
     path = workspace.cache
     if rows is not None:
         from kdtool.engine.replay import check_replay
@@ -115,6 +115,14 @@ def verify(
         print_line(f"{path} is intact")
     if rows is not None:
         _replay(workspace, rows, again, json, quiet)
+
+
+def _workspace(folder: Path, cache: Path | None) -> "Workspace":
+    """The working folder of a cache; of one that is named from where no working folder is, the one that it lies in."""
+    elsewhere = cache is not None and folder == Path() and not Path("kdtool.toml").exists()
+    if cache is not None and elsewhere and (cache.parent / "kdtool.toml").exists():
+        folder = cache.parent
+    return o.open_workspace(folder, cache)
 
 
 def _replay(workspace: "Workspace", rows: int, again: "Again", json: bool, quiet: bool) -> None:
@@ -163,7 +171,7 @@ def repair(
     from kdtool.engine.repair import repair as mend
     from kdtool.engine.repair import would_repair
 
-    workspace, asked = o.open_workspace(folder, cache), o.again(device, data_folder, own)
+    workspace, asked = _workspace(folder, cache), o.again(device, data_folder, own)
     with Shown(quiet) as shown, shown.stoppable() as stop:
         shown.begin("look", _size(workspace.cache), unit="B")
         found = would_repair(workspace, asked, shown) if dry_run else mend(workspace, asked, shown, stop)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from kdtool import files
 from kdtool.errors import UsageError, unknown
 
 FILES: set[str] = set()
+LIBRARIES = ("tv", "timm")  # before the colon in names of networks that are nobody's own
 
 
 def load(reference: str, option: str, kind: str, example: str, offered: Callable[[object], bool]) -> object:
@@ -29,6 +31,15 @@ def load(reference: str, option: str, kind: str, example: str, offered: Callable
     if found is None:
         raise unknown(f"{kind} in {path}", name, _offered(module, offered))
     return found
+
+
+def source_digest(reference: str) -> str:
+    """SHA-256 of the file of the module in `path.to:name`; empty for one that is not imported, or of a library's."""
+    path = reference.partition(":")[0]
+    place = getattr(sys.modules.get(path), "__file__", None)
+    if place is None or path in LIBRARIES or not Path(place).is_file():
+        return ""
+    return files.sha256_file(Path(place))
 
 
 def _offered(module: ModuleType, offered: Callable[[object], bool]) -> list[str]:

@@ -36,6 +36,7 @@ from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen, labelled, load_data, open_teacher_cache
 from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.imports import source_digest
 from kdtool.methods import reference
 from kdtool.methods.protocol import Method
 from kdtool.methods.vectors import VALUES
@@ -310,11 +311,11 @@ def check_basis(folder: RunFolder, ready: Ready, live: bool = False) -> None:
     """
     path, cache = folder.path / "cache.json", ready.cache
     initial = ready.begun_from.sha256 if ready.begun_from else None
-    targets = targets_digest(cache, ready.stored, ready.views)
+    targets, code = targets_digest(cache, ready.stored, ready.views), code_digests(ready)
     if not folder.begun:
         if not folder.dry:
             basis = {"identity": cache.identity_digest, "live": live, "initial": initial, "targets": targets}
-            files.write_json(path, basis)
+            files.write_json(path, {**basis, "code": code})
         return
     repair = f"remove {folder.path} and run again"
     if not path.exists():
@@ -336,12 +337,25 @@ def check_basis(folder: RunFolder, ready: Ready, live: bool = False) -> None:
             f"{folder.path} holds a run from other first weights (SHA-256 {str(known.get('initial'))[:12]} there, "
             f"{str(initial)[:12]} here); name another folder with --run, or remove it"
         )
+    before = known.get("code")
+    changed = [name for name in code if isinstance(before, dict) and before.get(name) != code[name]]
+    if changed:
+        raise IdentityError(
+            f"the file of {changed[0]} has changed since the run in {folder.path} was begun; name another folder with "
+            "--run, or remove it"
+        )
     check_cache(cache, ready.stored, ready.views, ready.command)
     if known.get("targets", targets) != targets:
         raise IdentityError(
             f"{folder.path} holds a run from targets of other bits: {cache.path} was extracted again since, in another "
             "--dtype or on another machine; name another folder with --run, or remove it"
         )
+
+
+def code_digests(ready: Ready) -> dict[str, str]:
+    """path.to:Name -> SHA-256 of its module's file, of methods and a student network of the user's."""
+    named = [*(reference(bound.method) for bound in ready.bound), str(ready.resolved["student"])]
+    return {name: digest for name in named if ":" in name and (digest := source_digest(name))}
 
 
 def targets_digest(cache: Cache, needs: Needs, views: int) -> str:

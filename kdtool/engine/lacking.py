@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdtool.cache.identity import refuse
+from kdtool.cache.journal import JOURNAL
 from kdtool.errors import DamageError
 from kdtool.methods import reference
 from kdtool.targets import describe
@@ -26,12 +27,14 @@ def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) 
     """
     lacking = [target.key for target in needs.targets if target.key not in cache.contents]
     lacking += [fit.key for fit in needs.fits if fit.key not in cache.fits]
+    lacking += [] if cache.views("logits", "test") else ["logits of the test part"]  # the teacher's own accuracy
     selecting = needs.validated if "validation" in cache.layout.samples else ()
     lacking += [f"{key} of the validation part" for key in selecting if not cache.views(key, "validation")]
     wanted = views or max((cache.views(key) for key in cache.contents), default=0) or 1
     repair = shlex.join([*command, "--views", str(wanted)])
     if lacking:
-        raise DamageError(f"the cache {cache.path} holds no {' and no '.join(lacking)}; add it with `{repair}`")
+        begun = "; an extract of it is unfinished" if (cache.path / JOURNAL).exists() else ""
+        raise DamageError(f"the cache {cache.path} holds no {' and no '.join(lacking)}{begun}; add it with `{repair}`")
     for target in needs.targets:
         held = cache.views(target.key)
         if held < max(views, 1):

@@ -142,7 +142,9 @@ def read_record(path: Path) -> TeacherRecord:
     """The record of a teacher."""
     place = record_path(path)
     if not place.exists():
-        raise UsageError(f"there is no teacher: {place} does not exist; run `kdtool teach` first")
+        raise UsageError(
+            f"there is no teacher: {place} does not exist; name its folder with --folder, or run `kdtool teach` first"
+        )
     plain = files.read_json(place, "train the teacher again with `kdtool teach`", _RECORD)
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in plain.items()}
     threes = (values["image_shape"], values["mean"], values["std"])

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kdtool import files
 from kdtool.analysis import plots
-from kdtool.analysis.results import Group, Run, Skipped, grouped, mean_and_deviation
+from kdtool.analysis.results import Group, Run, Skipped, grouped, mean_and_deviation, plain
 from kdtool.errors import printable
 from kdtool.workflows import page
 
@@ -163,8 +164,17 @@ def is_baseline(run: Run, of: Run) -> bool:
 
 
 def content(runs: Sequence[Run], skipped: Sequence[Skipped] = ()) -> Content:
-    """The content of a report: teachers first, then the students of every network, the best first."""
-    return Content(tuple(sorted(grouped(runs), key=rank)), tuple(skipped))
+    """The content of a report: teachers first, then the students of every network, the best first.
+
+    Runs of the same settings and seed are one run: the second would be counted as another sample.
+    """
+    first: dict[str, Run] = {}
+    again = []
+    for run in runs:
+        known = first.setdefault(files.canonical([run.command, plain(run.settings), run.seed]), run)
+        if known is not run:
+            again.append(Skipped(run.folder.name, f"has the settings and the seed of {known.folder}"))
+    return Content(tuple(sorted(grouped(list(first.values())), key=rank)), (*skipped, *again))
 
 
 def rank(group: Group) -> tuple[bool, str, float]:

@@ -51,6 +51,20 @@ def test_repair(work: Path, typed: Typed, refused: Typed) -> None:
     assert typed("extract --no-srm --views 4 --dtype float32 --quiet --folder", work).code == 0
 
 
+def test_a_cache_that_is_named_from_outside_is_mended_by_the_teacher_beside_it(
+    work: Path, tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that an error names works where it was named."""
+    cache = work / "cache.zarr"
+    (cache / CHUNK).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = typed(f"cache verify --quiet {cache}")
+    assert (found.code, f"`kdtool cache repair --folder {work} {cache}` mends what it can" in found.err) == (3, True)
+    assert typed(f"cache repair --quiet {cache}").code == 0
+    assert typed(f"cache verify --replay 2 --quiet {cache}").code == 0
+
+
 def test_repair_without_the_teacher_says_what_to_do(work: Path, refused: Typed) -> None:
     (work / "cache.zarr" / CHUNK).unlink()
     (work / "teacher.json").unlink()

@@ -13,17 +13,19 @@ from made_up import PLAN, run_extract
 from stopping import StopAfter
 
 from kdtool import files
-from kdtool.cache import Choice, drop
+from kdtool.cache import Choice, drop, open_cache
 from kdtool.engine import checkpoint
 from kdtool.engine.configuration import Values, distill_config
 from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.extract import extract
 from kdtool.engine.folder import Workspace
-from kdtool.engine.prepare import ExtractConfig, view_count
+from kdtool.engine.prepare import ExtractConfig, prepare, view_count
 from kdtool.engine.runs import read_toml
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.workspace import read_record
 from kdtool.errors import DamageError, IdentityError, NonFiniteError, Stopped, UsageError
 from kdtool.methods import kd, method
+from kdtool.methods.own import load_method
 from kdtool.models import create
 from kdtool.targets import Stage, Weight
 
@@ -192,6 +194,48 @@ def test_views_that_a_run_began_with_have_to_be_there_before_the_first_step(work
         distill(workspace, KD, stop=StopAfter(3))
     drop(workspace.cache, Choice(keep_views=1))
     with pytest.raises(DamageError, match=r"holds 1 complete views of logits, and 3 are needed"):
+        distill(workspace, KD)
+
+
+MINE = """
+from dataclasses import dataclass
+
+from kdtool.methods.kd import KD
+
+
+@dataclass(frozen=True)
+class Mine(KD):
+    name = "mine"
+"""
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_method_whose_file_has_changed_makes_another_run(
+    work: Copy, ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would give the old result, or go on with another loss."""
+    module = f"mine_{ended}".lower()
+    (tmp_path / f"{module}.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    workspace, config = work(), replace(KD, methods=(load_method(f"{module}:Mine")(),))
+    if ended:
+        assert distill(workspace, config) == distill(workspace, config)
+    else:
+        with pytest.raises(Stopped):
+            distill(workspace, config, stop=StopAfter(3))
+    (tmp_path / f"{module}.py").write_text(MINE.replace("mine", "mine"[::-1]))
+    with pytest.raises(IdentityError, match=f"the file of {module}:Mine has changed since the run in .* was begun"):
+        distill(workspace, config)
+
+
+def test_an_extract_that_has_not_come_to_the_test_part_is_told_of_before_the_first_step(work: Copy) -> None:
+    workspace = work()
+    shutil.rmtree(workspace.cache)
+    job = prepare(workspace, ExtractConfig((method("kd"),), ("resnet8",), views=2, batch=16, block=32))
+    with pytest.raises(Stopped):
+        extract(workspace.cache, job, stop=StopAfter(6))
+    assert open_cache(workspace.cache).views("logits") == 2
+    with pytest.raises(DamageError, match="holds no logits of the test part; an extract of it is unfinished; add it"):
         distill(workspace, KD)
 
 

@@ -240,6 +240,14 @@ def test_students_of_other_first_weights_are_told_apart_and_have_baselines_of_th
     assert shown.baseline(named["kd-begun"]) is named["begun"]
 
 
+def test_the_same_run_twice_is_no_second_sample(runs, tmp_path):
+    write_run(runs / "twice", "distill", "resnet18", ["kd"], {"kd.temperature": 4.0}, 1, 76.1, (0.371, 0.172))
+    page = write_report([runs], tmp_path / "report.html").read_text()
+    assert "twice: has the settings and the seed of " in page
+    (kd,) = (group for group in content(read_runs([runs])[0]).groups if group.label == "kd")
+    assert [run.seed for run in kd.runs] == [0, 1]
+
+
 def test_runs_on_other_images_are_neither_seeds_nor_baselines_of_one_another(runs, tmp_path):
     for name, methods, content_of in (
         ("easy", [], "e"),
