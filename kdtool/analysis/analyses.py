@@ -131,9 +131,12 @@ def of_layers(
                 for name, results in of(pairs, layer):
                     listed = results if isinstance(results, list) else [results]
                     found += [{**pairs.about(name, layer), **plain(result)} for result in listed]
-        finally:
+        except UsageError:
             if ranks.rank == 0:
                 write(analysis, folders, found, progress)
+            raise
+    if ranks.rank == 0:
+        write(analysis, folders, found, progress)
     return found
 
 

@@ -55,7 +55,8 @@ def test_the_names_are_those_of_the_registries() -> None:
     assert tuple(METHODS) == names.METHODS
     assert tuple(name for name, kind in METHODS.items() if kind.added is not None) == names.ADDED
     assert tuple(MODELS) == names.NETWORKS
-    assert tuple(DATASETS) == names.DATA_SETS
+    made_up = ("made_up", "probed")  # which other tests of the same process offer
+    assert tuple(name for name in DATASETS if name not in made_up) == names.DATA_SETS
     assert set(names.PUBLISHED) == set(SOURCES)
     assert tuple(RECIPES) == names.RECIPES
 
