@@ -290,9 +290,14 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ in the seed only, together: teachers first, then students without a teacher, kd, kda, others."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(files.canonical([run.command, plain(run.settings)]), []).append(run)
+        found.setdefault(setting(run), []).append(run)
     groups = [Group(members[0].label, tuple(sorted(members, key=lambda run: run.seed))) for members in found.values()]
     return sorted((replace(group, label=full_label(group, groups)) for group in groups), key=place)
+
+
+def setting(run: Run) -> str:
+    """What runs that differ in the seed only have in common."""
+    return files.canonical([run.command, plain(run.settings)])
 
 
 def plain(settings: dict[str, Any]) -> dict[str, str]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kdtool import files
 from kdtool.analysis import plots
-from kdtool.analysis.results import Group, Run, Skipped, grouped, mean_and_deviation, plain
+from kdtool.analysis.results import Group, Run, Skipped, grouped, mean_and_deviation, setting
 from kdtool.errors import printable
 from kdtool.workflows import page
 
@@ -168,10 +167,10 @@ def content(runs: Sequence[Run], skipped: Sequence[Skipped] = ()) -> Content:
 
     Runs of the same settings and seed are one run: the second would be counted as another sample.
     """
-    first: dict[str, Run] = {}
+    first: dict[tuple[str, int], Run] = {}
     again = []
     for run in runs:
-        known = first.setdefault(files.canonical([run.command, plain(run.settings), run.seed]), run)
+        known = first.setdefault((setting(run), run.seed), run)
         if known is not run:
             again.append(Skipped(run.folder.name, f"has the settings and the seed of {known.folder}"))
     return Content(tuple(sorted(grouped(list(first.values())), key=rank)), (*skipped, *again))
