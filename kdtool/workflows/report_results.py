@@ -4,7 +4,6 @@ Left out: what was transferred (report_analyses), and what it took (report_cost)
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from kdtool.analysis import plots
 from kdtool.analysis.results import Group, Run
@@ -117,26 +116,28 @@ def headline(shown: Content) -> str:
 
 
 def setup(shown: Content) -> str:
-    """What all students were trained with, as far as it is the same."""
+    """What all students were trained with: in words where it is the same, by its values where it differs."""
     runs = [group.runs[0] for group in shown.students]
     recipes = [run.config.get("recipe", {}) for run in runs]
-    said = [
-        common([len(run.epochs) for run in runs], "{} epochs"),
-        common([recipe.get("batch") for recipe in recipes], "batches of {}"),
-        common([recipe.get("optimizer") for recipe in recipes], "{}"),
-        common([recipe.get("learning_rate") for recipe in recipes], "learning rate {}"),
-        common([recipe.get("schedule") for recipe in recipes], "{} schedule"),
-        common([f"{run.samples:,}" if run.samples else None for run in runs], "{} training images"),
-        common([counted(run.views, "view") for run in runs if run.methods], "{} of each"),
-    ]
+    found = {
+        "epochs": ("{} epochs", [len(run.epochs) for run in runs]),
+        "batch size": ("batches of {}", [recipe.get("batch") for recipe in recipes]),
+        "optimizer": ("{}", [recipe.get("optimizer") for recipe in recipes]),
+        "learning rate": ("learning rate {}", [recipe.get("learning_rate") for recipe in recipes]),
+        "schedule": ("{} schedule", [recipe.get("schedule") for recipe in recipes]),
+        "training images": ("{} training images", [f"{run.samples:,}" if run.samples else None for run in runs]),
+        "views": ("{} of each", [counted(run.views, "view") for run in runs if run.methods]),
+    }
+    same, differing = [], []
+    for name, (form, values) in found.items():
+        known = sorted(set(map(str, values)) - {"None"}, key=lambda text: (len(text), text))  # 2 before 10
+        if len(known) > 1:
+            differing.append(f"{name} ({', '.join(known)})")
+        elif known and None not in values:
+            same.append(form.format(*known))
     every = "All students" if len(runs) > 1 else "The student"
-    return f"{every}: {', '.join(filter(None, said))}." if any(said) else ""
-
-
-def common(found: Sequence[Any], form: str) -> str:
-    """A value in words where it is the same for all; empty where it is not, or not known."""
-    values = set(map(str, found))
-    return form.format(*values) if len(values) == 1 and values != {"None"} else ""
+    said = [f"{every}: {', '.join(same)}."] if same else []
+    return " ".join((*said, f"Not the same for all: {', '.join(differing)}.") if differing else said)
 
 
 def learning(shown: Content) -> list[str]:

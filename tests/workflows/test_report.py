@@ -143,6 +143,7 @@ def test_what_all_students_share_is_said_once(runs, tmp_path):
     write_run(runs / "longer", "distill", "resnet18", ["at"], {}, 0, 76.0, epochs=31)
     text = " ".join(read(write_report([runs], tmp_path / "report.html")).text)
     assert "All students: batches of 256, sgd" in text
+    assert "views of each. Not the same for all: epochs (30, 31)." in text
 
 
 def test_headline_and_reproduction(runs, tmp_path):
