@@ -29,15 +29,16 @@ from kdtool.engine import checkpoint
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import check_teacher, data_of, seen_by
 from kdtool.engine.folder import Workspace
-from kdtool.engine.job import Labelled, seeded
+from kdtool.engine.job import Labelled
 from kdtool.engine.lacking import extract_command
 from kdtool.engine.ranks import Ranks
 from kdtool.engine.runs import read_result
+from kdtool.engine.trained import checked_student
 from kdtool.engine.workspace import Seen, labelled, open_teacher_cache, read_record, read_teacher
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import method
 from kdtool.methods.vectors import VALUES, flat, known_layer, vector
-from kdtool.models import create, tap_shapes
+from kdtool.models import tap_shapes
 from kdtool.progress import Progress
 from kdtool.targets import Shapes
 
@@ -98,9 +99,8 @@ class Finished:
         return str(self.result["weights_sha256"])
 
     def network(self) -> torch.nn.Module:
-        """The network, with other weights than those that were trained."""
-        with seeded(int(self.result.get("seed", 0))):
-            return create(str(self.result["network"]), self.classes, self.result.get("taps", {}))
+        """The network with the weights that the run ended with, or with any where these are gone."""
+        return checked_student(self.folder, self.result, self.classes)
 
     def trained(self, weights: Path, sha256: str) -> torch.nn.Module:
         """The network with the weights in a file."""

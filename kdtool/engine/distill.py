@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import shlex
@@ -34,8 +35,8 @@ from kdtool.engine.state import Running
 from kdtool.engine.teach import note_environment, plain_config, summary
 from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
-from kdtool.engine.workspace import Seen, labelled, load_data, open_teacher_cache
-from kdtool.errors import DamageError, IdentityError, UsageError
+from kdtool.engine.workspace import Seen, answer, labelled, load_data, open_teacher_cache
+from kdtool.errors import DamageError, IdentityError, NonFiniteError, UsageError
 from kdtool.imports import source_digest
 from kdtool.methods import reference
 from kdtool.methods.protocol import Method
@@ -285,6 +286,7 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
             "tap_bytes": job.views * tap_bytes(cache, needs) * samples,
         },
         "weights_sha256": digest,
+        "answer": answer_of(job.student, seen_by(cache).image_shape),
     }
     if running.best:
         job.student.load_state_dict(checkpoint.selected("student", running.best))
@@ -292,6 +294,14 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
     folder.finish(result, running.rows)
     checkpoint.clear_state(folder.path)
     return result
+
+
+def answer_of(student: nn.Module, image_shape: tuple[int, int, int]) -> list[float] | None:
+    """By which later code of the student's network is known for the same; None where a logit is infinite or NaN."""
+    try:
+        return list(answer(copy.deepcopy(student).float().cpu(), image_shape))
+    except NonFiniteError:
+        return None
 
 
 def whole_result(folder: RunFolder, progress: Progress) -> dict[str, Any] | None:

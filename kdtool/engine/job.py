@@ -165,7 +165,7 @@ def adapter_seed(seed: int, stage: int) -> int:
 
 def seed_of(result: Mapping[str, Any]) -> int:
     """The seed of the first weights of a finished run."""
-    seed = int(result["seed"])
+    seed = int(result.get("seed", 0))
     return teacher_seed(seed) if result["command"] == "teach" else seed
 
 

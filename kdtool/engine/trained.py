@@ -3,6 +3,7 @@
 Left out: weights without kdtool's record beside them (kdtool.models.weights), and reading pictures from files.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from kdtool.data.augment import normalise
 from kdtool.engine import checkpoint
 from kdtool.engine.job import seed_of, seeded
 from kdtool.engine.keeping import kept
-from kdtool.engine.workspace import Seen, read_record, read_teacher, record_path
-from kdtool.errors import UsageError
+from kdtool.engine.workspace import Seen, answers_as, read_record, read_teacher, record_path
+from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.models import create
 
 _RESULT = {"command": str, "network": str, "weights_sha256": str, "taps": dict, "seen": dict, "seed": int}
@@ -61,7 +62,7 @@ def load_network(path: Path | str) -> TrainedNetwork:
     the record of the network (teacher.json or result.json). The network gives logits for pixels; see `TrainedNetwork`.
 
     Raises UsageError where there is no such file or no record, DamageError for content that is not what was recorded
-    (of student-best alone no SHA-256 is), IdentityError for a teacher whose code computes something else now.
+    (of student-best alone no SHA-256 is), IdentityError for a network whose code computes something else now.
     """
     weights = Path(path)
     if weights.is_dir():
@@ -88,10 +89,31 @@ def _of_run(weights: Path) -> TrainedNetwork:
         raise UsageError(f"{run} is a run of `kdtool {result['command']}`; name one of `kdtool teach` or `distill`")
     files.check_fields(result, _RESULT, str(run / "result.json"), repair)
     seen = Seen.from_plain(result["seen"])
-    with seeded(seed_of(result)):
-        network = create(result["network"], seen.classes, result["taps"])
+    network = checked_student(run, result, seen.classes)
     checkpoint.load_weights(weights, network, _digests(run, result).get(weights.absolute().relative_to(run).as_posix()))
     return TrainedNetwork(network, seen)
+
+
+def checked_student(run: Path, result: Mapping[str, Any], classes: int) -> nn.Module:
+    """The network of a finished run, with any weights, on the CPU.
+
+    IdentityError where it answers otherwise than when it was trained: the code of a network that is not ours may have
+    changed. An earlier kdtool kept no answer, and a run whose last weights are gone or damaged cannot be asked.
+    """
+    with seeded(seed_of(result)):
+        network = create(str(result["network"]), classes, result.get("taps", {}))
+    weights, digest, held = run / "student.safetensors", str(result["weights_sha256"]), result.get("answer")
+    if held is None or not checkpoint.holds(weights, digest):
+        return network
+    checkpoint.load_weights(weights, network, digest)
+    if not isinstance(held, list) or not all(type(value) is float for value in held):
+        raise DamageError(f"{run / 'result.json'} is damaged: its answer is {held!r}; run it again into another folder")
+    if not answers_as(network, Seen.from_plain(result["seen"]).image_shape, held):
+        raise IdentityError(
+            f"{result['network']} computes something else than when {run} was trained; restore that version of it, or "
+            "train the student again into another folder"
+        )
+    return network
 
 
 def _digests(run: Path, result: dict[str, Any]) -> dict[str, str]:

@@ -4,7 +4,7 @@ Left out: the paths and defaults of the folder (kdtool.engine.folder).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,7 @@ def read_teacher(path: Path, record: TeacherRecord, device: torch.device, precis
     if architecture(record.network, model) != record.architecture:
         raise IdentityError(f"{record.network} has other layers than when the teacher was trained; {repair}")
     checkpoint.load_weights(path, model, record.sha256)
-    found, held = np.array(answer(model, record.image_shape)), np.array(record.answer)
-    if found.shape != held.shape or not np.allclose(found, held, rtol=0, atol=ANSWERED * max(1.0, np.abs(held).max())):
+    if not answers_as(model, record.image_shape, record.answer):
         raise IdentityError(f"{record.network} computes something else than when the teacher was trained; {repair}")
     return placed(model, device, precision).eval()
 
@@ -193,6 +192,12 @@ def answer(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[float, 
     if not bool(torch.isfinite(logits).all()):
         raise NonFiniteError("the network answers with infinite or NaN logits: its training has diverged")
     return tuple(float(value) for value in logits.flatten()[:LOGITS])
+
+
+def answers_as(model: nn.Module, image_shape: tuple[int, int, int], held: Sequence[float]) -> bool:
+    """Whether a network gives the logits that `answer` gave, up to what may lie between two machines."""
+    found, then = np.array(answer(model, image_shape)), np.array(held)
+    return found.shape == then.shape and np.allclose(found, then, rtol=0, atol=ANSWERED * max(1.0, np.abs(then).max()))
 
 
 def read_split(path: Path, record: TeacherRecord) -> splits.Split:

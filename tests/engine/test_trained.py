@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from kdtool import data, files
+from kdtool.analysis.compared import read_student
+from kdtool.cache import open_cache
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.extract import extract
 from kdtool.engine.folder import Workspace
@@ -16,7 +19,7 @@ from kdtool.engine.optim import Recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.trained import TrainedNetwork, load_network
-from kdtool.errors import DamageError, UsageError
+from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import method
 from kdtool.workflows.bench import made_up
 
@@ -43,6 +46,22 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         config = DistillConfig("resnet8", (two,), PLAN, name="student", precision="float32", keep_weights=1, seed=3)
         distill(opened, config)
         yield opened
+
+
+@pytest.fixture(scope="module")
+def own(work: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run of a student whose code is the user's, with two stages and kept weights."""
+    code = tmp_path_factory.mktemp("code")
+    (code / "own_student.py").write_text(OWN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(code)
+        two = method("fitnet").with_options({"two_stage": "true"})
+        taps = {f"stage{number}": f"inner.stage{number}" for number in (1, 2, 3)}
+        config = DistillConfig(
+            "own_student:Own", (two,), PLAN, name="own", precision="float32", keep_weights=1, taps=taps
+        )
+        distill(work, config)
+        yield work.runs / "own"
 
 
 def accuracy(network: TrainedNetwork) -> float:
@@ -126,6 +145,53 @@ def test_weights_that_are_not_those_that_were_recorded_are_refused(name: str, wo
             load_network(path)
     finally:
         path.write_bytes(content)
+
+
+OWN = """
+from torch import nn
+
+from kdtool.models import create
+
+
+class Own(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.inner = create("resnet8", num_classes)
+        self.taps = {"before_fc": "inner.pool"}
+
+    def forward(self, images):
+        return self.inner(images * 1.0)
+"""
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "stage-hint.safetensors", "weights/distill-0001.safetensors"])
+def test_a_student_whose_code_computes_something_else_now_is_refused(
+    name: str, work: Workspace, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its accuracies would be those of another network than the one that was trained."""
+    run = own
+    assert load_network(run / name).network is not None
+    monkeypatch.setattr(sys.modules["own_student"].Own, "forward", lambda self, images: self.inner(images * 2.0))
+    with pytest.raises(IdentityError, match=r"own_student:Own computes something else than when .*own was trained"):
+        load_network(run / name)
+    with pytest.raises(IdentityError, match="own_student:Own computes something else"):
+        read_student(run, open_cache(work.cache))
+
+
+def test_a_record_of_an_answer_that_is_none_is_refused_and_without_one_nothing_is_compared(own: Path) -> None:
+    path = own / "result.json"
+    held = path.read_bytes()
+    record = json.loads(held)
+    assert len(record["answer"]) == 4  # two images, two classes
+    try:
+        for wrong in (["1"], 3, {}, [[1.0]]):
+            files.write_json(path, {**record, "answer": wrong})
+            with pytest.raises(DamageError, match="its answer is"):
+                load_network(own / "student.safetensors")
+        files.write_json(path, {**record, "answer": None})
+        load_network(own / "student.safetensors")
+    finally:
+        path.write_bytes(held)
 
 
 def test_what_is_no_trained_network_is_told(work: Workspace, tmp_path: Path) -> None:
