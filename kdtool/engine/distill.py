@@ -252,7 +252,11 @@ def made_ready(
     stored = replace(needs, targets=(), validated=()) if live else needs
     check_cache(cache, stored, config.views, command)
     folder = workspace.runs / config.title
-    views = config.views or begun_views(folder) or (all_views_of(cache, config) if live else held_views(cache, needs))
+    asked = config.views or begun_views(folder)
+    views = asked or (all_views_of(cache, config) if live else held_views(cache, needs))
+    longest = max((cache.views(key) for key in cache.contents), default=0)
+    if not (asked or live) and views < longest:
+        progress.note(f"walks {views} of {longest} views: the cache has no more of all that the methods read")
     stages, bound = staged(config.methods, needs, *both, facts, cache.fitted)
     check_schedule(stages, bound, config.recipe, facts.samples)
     check_shares(stages, config.recipe, facts.samples, group)

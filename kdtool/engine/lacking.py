@@ -33,7 +33,7 @@ def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) 
     wanted = views or max((cache.views(key) for key in cache.contents), default=0) or 1
     repair = shlex.join([*command, "--views", str(wanted)])
     if lacking:
-        begun = "; an extract of it is unfinished" if (cache.path / JOURNAL).exists() else ""
+        begun = "; an extract is unfinished: its command goes on" if (cache.path / JOURNAL).exists() else ""
         raise DamageError(f"the cache {cache.path} holds no {' and no '.join(lacking)}{begun}; add it with `{repair}`")
     for target in needs.targets:
         held = cache.views(target.key)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from made_up import PLAN, made_up, run_extract
+from telling import Told
 
 from kdtool import data, files
 from kdtool.analysis import analyses, spooled
@@ -363,16 +364,11 @@ def test_runs_given_twice_and_runs_that_are_none(workspace: Workspace, tmp_path:
     unfinished = tmp_path / "half"
     unfinished.mkdir()
     (unfinished / "config.toml").write_text('command = "distill"')
-    told: list[str] = []
-
-    class Told(Silent):
-        def note(self, text: str) -> None:
-            told.append(text)
-
+    told = Told()
     asked = Asked((*runs, again, unfinished), ("before_fc",))
-    found = analyses.gram_gap(workspace, asked, GapPlan(), Told())
+    found = analyses.gram_gap(workspace, asked, GapPlan(), told)
     assert [result["run"] for result in found] == ["plain", "kda"]
-    assert [line for line in told if "left out" in line] == [
+    assert [line for line in told.notes if "left out" in line] == [
         f"left out: {name} is no finished run of `kdtool distill`" for name in ("teacher", "half")
     ]
     with pytest.raises(UsageError, match="nowhere holds no finished run"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from telling import Told
 
 from kdtool import data
 from kdtool.analysis.evaluation import Images, evaluate
@@ -17,7 +18,6 @@ from kdtool.engine.optim import Recipe
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.trained import load_network
 from kdtool.errors import IdentityError, UsageError
-from kdtool.progress import Silent
 from kdtool.workflows.bench import made_up
 
 CLASSES = 8
@@ -73,14 +73,6 @@ def test_against_a_loop(part: str, noise: Dataset, weights: Path) -> None:
     assert [one.name for one in found.classes] == list(noise.class_names)
 
 
-class Noted(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_five_classes_are_too_few_for_five_guesses(tmp_path: Path) -> None:
     with made_up.registry_kept():
         few = made_up.dataset(32, 5, 32)
@@ -109,7 +101,7 @@ def test_classes_in_another_order_are_refused_and_other_names_are_told_of(noise:
         with pytest.raises(UsageError, match=f"{names[0]} is class 0 of the network and class 1 of {noise.name}"):
             evaluate(weights, Images(data=noise.name))
         data.DATASETS[noise.name] = lambda *_: renamed
-        said = Noted()
+        said = Told()
         assert evaluate(weights, Images(data=noise.name), progress=said).top1 == evaluate(weights).top1
     assert said.notes == [f"1 classes have other names in {noise.name}: another is taken for {names[0]}"]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from made_up import PLAN, run_extract
 from stopping import StopAfter
+from telling import Told
 
 from kdtool import files
 from kdtool.cache import Choice, drop, open_cache
@@ -197,6 +198,18 @@ def test_views_that_a_run_began_with_have_to_be_there_before_the_first_step(work
         distill(workspace, KD)
 
 
+def test_a_run_that_walks_fewer_views_than_the_cache_has_says_so(work: Copy) -> None:
+    workspace, told = work(), Told()
+    both = replace(KD, methods=(method("kd"), method("sp")), name="both")
+    distill(workspace, KD, told)
+    few = ExtractConfig((method("sp"),), ("resnet8",), views=2, batch=16, dtypes={"": "float32"})
+    extract(workspace.cache, prepare(workspace, few))
+    distill(workspace, replace(both, views=1, name="one"), told)
+    assert not any("walks" in note for note in told.notes)
+    distill(workspace, both, told)
+    assert "walks 2 of 3 views: the cache has no more of all that the methods read" in told.notes
+
+
 MINE = """
 from dataclasses import dataclass
 
@@ -235,7 +248,10 @@ def test_an_extract_that_has_not_come_to_the_test_part_is_told_of_before_the_fir
     with pytest.raises(Stopped):
         extract(workspace.cache, job, stop=StopAfter(6))
     assert open_cache(workspace.cache).views("logits") == 2
-    with pytest.raises(DamageError, match="holds no logits of the test part; an extract of it is unfinished; add it"):
+    with pytest.raises(
+        DamageError,
+        match="test part; an extract is unfinished: its command goes on; add it",
+    ):
         distill(workspace, KD)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from stopping import StopAfter
+from telling import Told
 
 from kdtool import data, files
 from kdtool.data.preparation import at_size
@@ -127,15 +128,10 @@ def test_another_size_of_the_students_images_is_not_another_cache(cached: Worksp
 def test_another_decoder_is_told_of_by_distill_and_refused_by_extract(
     cached: Workspace, taught: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Told(Silent):
-        notes: list[str] = []  # noqa: RUF012
-
-        def note(self, text: str) -> None:
-            self.notes.append(text)
-
+    told = Told()
     monkeypatch.setattr("kdtool.data.preparation.decoder", lambda: {"pillow": "1.0"})
-    stage.data_of(cached, open_teacher_cache(cached.cache), None, Told())
-    assert "and here it is pillow 1.0: single pixels may differ" in Told.notes[0]
+    stage.data_of(cached, open_teacher_cache(cached.cache), None, told)
+    assert "and here it is pillow 1.0: single pixels may differ" in told.notes[0]
     with pytest.raises(IdentityError, match=r"preprocessing\.decoder"):
         extracted(taught)
 

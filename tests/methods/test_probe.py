@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from stopping import StopAfter
+from telling import Told
 
 from kdtool import data, files
 from kdtool.cache import open_cache
@@ -235,16 +236,6 @@ def test_each_stage_trains_what_it_names_and_leaves_what_it_says(
     assert epochs == [0] * 4 + [1] * 4 + [0] * 2 + [1, 1, 2, 2, 3, 3]  # kept from relation to main
 
 
-class Told(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def test_the_step_between_stages_is_told_and_kept(
     work: Callable[[], Workspace], probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +256,7 @@ def test_the_step_between_stages_is_told_and_kept(
         {"stage": "main", "epochs": 3, "kept_epoch": 3, "validation_loss": None, "discard": False},
     ]
     first = "stage dictionary ends with the weights of epoch 1 of the lowest validation loss, 2.5000"
-    assert [line for line in told.lines if line.startswith("stage ")] == [
+    assert [line for line in told.notes if line.startswith("stage ")] == [
         f"{first}, without its adapters; stage relation begins",
         "stage relation ends with the weights of epoch 1; stage main begins",
         "stage main ends with the weights of epoch 3",
