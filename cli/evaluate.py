@@ -26,7 +26,7 @@ def evaluate(
         ),
     ] = None,
     part: Annotated[
-        str, typer.Option("--part", metavar="PART", autocompletion=complete.published_parts, help="test or train.")
+        str, typer.Option("--part", metavar="PART", autocompletion=complete.published_parts, help="test, train or all.")
     ] = "test",
     data: Annotated[
         str | None,

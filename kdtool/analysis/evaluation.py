@@ -6,15 +6,18 @@ normalised as it learned it. Left out: what a student has of its teacher (predic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdtool import data
-from kdtool.analysis.predictions import Quality, Tally
-from kdtool.data.dataset import NO_LABEL, Dataset
+from kdtool.analysis.predictions import Labels, Quality, Tally
+from kdtool.data.dataset import NO_LABEL, Dataset, Part
 from kdtool.data.images import images_of
 from kdtool.data.preparation import at_size
 from kdtool.engine.device import choose_device, exact, placed
@@ -24,15 +27,16 @@ from kdtool.engine.workspace import Seen, load_data
 from kdtool.errors import UsageError, unknown
 from kdtool.progress import Progress, Silent
 
-PARTS = ("test", "train")
+PARTS = {"test": ("test",), "train": ("train",), "all": ("train", "test")}  # -> parts of a data set
 
 
 @dataclass(frozen=True)
 class Images:
     """Which images a network is asked for.
 
-    part: "test" or "train", as the data set is published. data: the name of another data set with the same classes,
-    None for the one that the network learned, whose content is then compared. folder: where its files lie.
+    part: "test", "train", or "all" for both, as the data set is published or a folder of classes is divided. data: the
+    name of another data set with the same classes, None for the one that the network learned, whose content is then
+    compared. folder: where its files lie.
     """
 
     part: str = "test"
@@ -114,38 +118,43 @@ def check_names(name: str, seen: tuple[str, ...], found: tuple[str, ...], progre
         progress.note(f"{len(odd)} classes have other names in {name}: {theirs} is taken for {ours}")
 
 
+def labelled_batches(part: Part, seen: Seen, device: torch.device) -> Iterator[tuple[Tensor, Labels]]:
+    """(images, labels) of the labelled images of a part, un-augmented, as the network saw its own."""
+    rows = np.flatnonzero(part.labels != NO_LABEL)
+    images = images_of(part, rows, seen.rule(), seen.mean, seen.std, device)
+    for bounds, pixels in clean_batches(images, len(rows), BATCH):
+        yield pixels, part.labels[rows[slice(*bounds)]]
+
+
 @torch.no_grad()
 def _evaluated(
     weights: str, trained: TrainedNetwork, found: Dataset, name: str, device: torch.device, progress: Progress
 ) -> Evaluation:
-    part = found.train if name == "train" else found.test
-    rows = np.flatnonzero(part.labels != NO_LABEL)
-    if not len(rows):
+    seen, parts = trained.seen, [getattr(found, part) for part in PARTS[name]]
+    counts = sum(np.bincount(part.labels[part.labels != NO_LABEL], minlength=seen.classes) for part in parts)
+    images = int(counts.sum())
+    if not images:
         raise UsageError(f"no image of the {name} part of {found.name} has a label; take another --part")
-    labels, seen = part.labels[rows], trained.seen
-    images = images_of(part, rows, seen.rule(), seen.mean, seen.std, device)
     network = placed(trained.network, device, "float32").eval()
     tally, right, near = Tally(), np.zeros(seen.classes, np.int64), 0
-    progress.begin("evaluate", len(rows))
-    for (first, stop), pixels in clean_batches(images, len(rows), BATCH):
+    progress.begin("evaluate", images)
+    for pixels, known in chain.from_iterable(labelled_batches(part, seen, device) for part in parts):
         with exact():
             logits = network(pixels).double().cpu().numpy()
-        known = labels[first:stop]
         tally.add(logits, known)
         right += np.bincount(known[logits.argmax(1) == known], minlength=seen.classes)
         if seen.classes > 5:
             near += int((np.argpartition(-logits, 4, axis=1)[:, :5] == known[:, None]).sum())
-        progress.advance(stop - first)
+        progress.advance(len(known))
     quality = tally.quality()
     assert quality is not None
-    counts = np.bincount(labels, minlength=seen.classes)
     return Evaluation(
         weights=weights,
         data=found.name,
         part=name,
-        images=len(rows),
+        images=images,
         top1=100 * quality.accuracy,
-        top5=100 * near / len(rows) if seen.classes > 5 else None,
+        top5=100 * near / images if seen.classes > 5 else None,
         quality=quality,
         classes=tuple(
             ClassAccuracy(of, int(count), 100 * int(good) / int(count) if count else None)

@@ -39,7 +39,7 @@ def folder(root: Path) -> Listing:
             f"beside; rename {parts[0]} if it is a class, or move {beside[0]} away"
         )
     if TRAIN not in parts:
-        raise UsageError(f"{root} has {', '.join(parts)} and no {TRAIN}; add {TRAIN}/CLASS/, or name another folder")
+        raise UsageError(f"{root} has {', '.join(parts)} and no {TRAIN}; add {TRAIN}/CLASS/, or name {root / parts[0]}")
     held = [name for name in parts if name in VALIDATION]
     if len(held) > 1:
         raise UsageError(f"{root} has {' and '.join(held)}, which mean the same; keep one of them")

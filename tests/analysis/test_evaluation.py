@@ -44,12 +44,14 @@ def weights(noise: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield folder / "teacher.safetensors"
 
 
-@pytest.mark.parametrize("part", ["test", "train"])
+@pytest.mark.parametrize("part", ["test", "train", "all"])
 def test_against_a_loop(part: str, noise: Dataset, weights: Path) -> None:
-    found, of = evaluate(weights, Images(part)), noise.test if part == "test" else noise.train
+    found, parts = evaluate(weights, Images(part)), {"test": [noise.test], "train": [noise.train]}
+    asked = parts.get(part, [noise.train, noise.test])
+    images = [image for of in asked for image in zip(of.images, of.labels, strict=True)]
     network = load_network(weights)
     right, seen, top5, entropy, sure = [0] * CLASSES, [0] * CLASSES, 0, 0.0, 0.0
-    for pixels, label in zip(of.images, of.labels, strict=True):
+    for pixels, label in images:
         if label == NO_LABEL:
             continue
         with torch.no_grad():

@@ -151,7 +151,7 @@ def test_what_is_no_folder_of_classes_is_told(tmp_path: Path) -> None:
 
 def test_parts_that_do_not_fit_are_told(tmp_path: Path) -> None:
     classes(tmp_path / "val", "cat", "owl")
-    refused(tmp_path, "has val and no train; add train/CLASS/")
+    refused(tmp_path, "has val and no train; add train/CLASS/, or name .*val")
     (tmp_path / "train").mkdir()
     refused(tmp_path, "train has no folder; a folder for each class is expected")
     classes(tmp_path / "train", "cat")
