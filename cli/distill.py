@@ -12,7 +12,7 @@ from kdtool.cli.console import Shown, print_json, print_line
 from kdtool.cli.dry_run import show_dry, show_training
 
 Name = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--method",
         "-m",
@@ -32,7 +32,7 @@ def distill(
     ] = None,
     settings: o.Settings = None,
     student: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--student",
             "--model",
@@ -58,7 +58,7 @@ def distill(
         int | None,
         typer.Option("--shuffle-block", metavar="N", help="Shuffle among so many samples.  [default: a whole view]"),
     ] = None,
-    seed: o.Seed = None,
+    seed: o.Seeds = None,
     device: o.Device = None,
     precision: o.Precision = None,
     keep_weights: o.KeepWeights = None,
@@ -83,7 +83,8 @@ def distill(
 
     Example: kdtool distill --method kda --layer before_fc --layer after_fc
     """
-    flags = dict(locals())
+    one = {"method": method, "student": student, "seed": seed}
+    flags = dict(locals()) | {name: o.once(f"--{name}", given) for name, given in one.items()}
     from kdtool.engine.configuration import Values, distill_config
     from kdtool.engine.distill import distill as train
     from kdtool.engine.folder import DEFAULT_STUDENT

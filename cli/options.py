@@ -1,12 +1,14 @@
 """Options that several commands share. How they meet a configuration file: kdtool.engine.configuration."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdtool.cli import complete
+from kdtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kdtool.engine.folder import Workspace
@@ -39,6 +41,7 @@ Precision = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the run.  [default: 0]")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", metavar="N", help="Seed of the run.  [default: 0]")]
 Validation = Annotated[int | None, typer.Option("--validation", metavar="N", help="Images to hold out for validation.")]
 FewShot = Annotated[int | None, typer.Option("--few-shot", metavar="N", help="Train on so many images of each class.")]
 RecipeName = Annotated[
@@ -118,6 +121,14 @@ PrintConfig = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def once(option: str, given: Sequence[Any] | None) -> Any:
+    """The value of an option that a run takes one of; of several, all but the last would be dropped silently."""
+    if given and len(given) > 1:
+        several = ", ".join(map(str, given))
+        raise UsageError(f"{option} was given {len(given)} times ({several}); a run has one: begin a run for each")
+    return given[0] if given else None
 
 
 def open_workspace(folder: Path, cache: Path | str | None = None) -> "Workspace":

@@ -131,7 +131,8 @@ def _evaluated(
     weights: str, trained: TrainedNetwork, found: Dataset, name: str, device: torch.device, progress: Progress
 ) -> Evaluation:
     seen, parts = trained.seen, [getattr(found, part) for part in PARTS[name]]
-    counts = sum(np.bincount(part.labels[part.labels != NO_LABEL], minlength=seen.classes) for part in parts)
+    labels = np.concatenate([part.labels for part in parts])
+    counts = np.bincount(labels[labels != NO_LABEL], minlength=seen.classes)
     images = int(counts.sum())
     if not images:
         raise UsageError(f"no image of the {name} part of {found.name} has a label; take another --part")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kdtool.analysis.features import Features
 from kdtool.errors import DamageError, UsageError
 from kdtool.targets import canonical_tap
+from kdtool.typed import check_types
 
 Labels = npt.NDArray[np.int64]
 
@@ -37,6 +38,9 @@ class Asked:
     data_folder: str | None = None
     teacher: Path | None = None
     labels: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)

@@ -160,12 +160,13 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def read_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[Skipped]]:
+def read_runs(paths: Iterable[Path | str] | Path | str) -> tuple[list[Run], list[Skipped]]:
     """Every finished run in the given run folders and folders of run folders, and what had to be left out.
 
     Raises UsageError where there is no run at all; with nothing but damaged runs, the first one's error.
     """
-    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(Path(path))))
+    named = [paths] if isinstance(paths, str | Path) else list(paths)
+    folders = list(dict.fromkeys(folder for path in named for folder in run_folders(Path(path))))
     runs, skipped, errors = [], [], []
     for folder in folders:
         try:
@@ -179,8 +180,8 @@ def read_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[Skipped]]:
     if not runs and errors:
         raise errors[0]
     if not runs:
-        named = ", ".join(str(path) for path in paths)
-        raise UsageError(f"no finished run in {named}; name a run folder or a folder of runs, such as runs")
+        where = ", ".join(map(str, named))
+        raise UsageError(f"no finished run in {where}; name a run folder or a folder of runs, such as runs")
     return runs, skipped
 
 

@@ -21,7 +21,7 @@ from kdtool.engine.prepare import ExtractConfig
 from kdtool.engine.runs import read_toml
 from kdtool.engine.teach import TeachConfig
 from kdtool.errors import UsageError, unknown
-from kdtool.methods import METHODS, method
+from kdtool.methods import METHODS, check_added, method
 from kdtool.methods.protocol import Method
 
 RECIPE = ("epochs", "batch", "learning_rate", "weight_decay", "optimizer", "schedule")  # fields with a flag
@@ -273,15 +273,9 @@ def chosen_methods(name: str, added: Sequence[str], layers: list[str], settings:
         if added or layers or settings:
             raise UsageError("--method none trains on labels alone; --with, --layer and --set do not apply to it")
         return ()
-    addable = {known: kind.added for known, kind in METHODS.items() if kind.added is not None}
-    defaults: dict[str, str] = {}
-    for extra in added:
-        if extra not in addable:
-            raise UsageError(f"--with {extra}: only {', '.join(addable)} can be added to another method")
-        if not method(name).combines:
-            raise UsageError(f"--with {extra}: the method {name} is KD itself")
-        defaults |= {f"{extra}.{option}": value for option, value in addable[extra].items()}
-    return build_methods(list(dict.fromkeys([name, *added])), layers, {**defaults, **settings})
+    check_added(method(name), added)
+    defaults = {f"{extra}.{key}": value for extra in added for key, value in (METHODS[extra].added or {}).items()}
+    return build_methods([name, *added], layers, {**defaults, **settings})
 
 
 def build_methods(names: list[str], layers: list[str], settings: dict[str, str]) -> tuple[Method, ...]:

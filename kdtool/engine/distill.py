@@ -38,13 +38,14 @@ from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen, answer, labelled, load_data, open_teacher_cache
 from kdtool.errors import DamageError, IdentityError, NonFiniteError, UsageError
 from kdtool.imports import source_digest
-from kdtool.methods import reference
+from kdtool.methods import check_added, reference
 from kdtool.methods.protocol import Method
 from kdtool.methods.vectors import VALUES
 from kdtool.models import check_output, create, parameters, tap_shapes
 from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Facts, Fit, Shapes, Stage, Target, by_key
+from kdtool.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class DistillConfig:
     sync_bn: bool | None = None
 
     def __post_init__(self) -> None:
+        for typed in (self, *self.methods):
+            check_types(typed)
+        if self.methods:
+            check_added(self.methods[0], [reference(added) for added in self.methods[1:]])
         check_seed(self.seed)
         check_keep(self.keep_weights)
         check_head_rate(self.head_learning_rate)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdtool.errors import UsageError, unknown
+from kdtool.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, known in (("optimizer", ("sgd", "adam")), ("schedule", ("cosine", "step", "constant"))):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)

@@ -25,6 +25,7 @@ from kdtool.methods.protocol import Method
 from kdtool.models import create, tap_shapes
 from kdtool.progress import Progress, Silent
 from kdtool.targets import Facts, Fit, Shape, Target, by_key
+from kdtool.typed import check_types
 
 FORMAT = 1
 
@@ -62,6 +63,9 @@ class ExtractConfig:
     device: str = "auto"
     data_folder: str | None = None
     allow_mixed: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def prepare(

@@ -54,6 +54,7 @@ from kdtool.models import check_name, check_output, create, parameters
 from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Stage
+from kdtool.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class TeachConfig:
     sync_bn: bool | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_seed(self.seed)
         check_keep(self.keep_weights)
         if self.views is not None and self.views < 1:

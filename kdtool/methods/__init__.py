@@ -71,6 +71,15 @@ def method(name: str) -> Method:
     return METHODS[name]()
 
 
+def check_added(first: Method, added: Sequence[str]) -> None:
+    """Refuses methods, by name, whose terms cannot be added to those of another; any two would have no one schedule."""
+    addable = [name for name, kind in METHODS.items() if kind.added is not None]
+    for name in added:
+        need(added.count(name) == 1, f"--with {name} is named twice")
+        need(name in addable, f"--with {name}: only {', '.join(addable)} can be added to another method")
+        need(first.combines, f"--with {name}: the method {first.name} is KD itself")
+
+
 def reference(of: Method) -> str:
     """What `method` finds it by."""
     kind = type(of)

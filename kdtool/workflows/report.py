@@ -5,7 +5,7 @@ Unfinished and damaged runs are listed with the reason, and so is what was analy
 Left out: how a page looks (page), how runs are read (kdtool.analysis.results), and what the sections say (report_*).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from kdtool import files
@@ -33,12 +33,17 @@ SECTIONS = {
 }
 
 
-def write_report(folders: Sequence[Path], out: Path, progress: Progress = Silent()) -> Path:  # noqa: B008
+def write_report(
+    folders: Iterable[Path | str] | Path | str,
+    out: Path | str,
+    progress: Progress = Silent(),  # noqa: B008
+) -> Path:
     """Writes the report of run folders, or of folders of run folders, to `out`; gives its path.
 
     A damaged or unfinished run is left out visibly. Raises UsageError where there is no finished run, DamageError where
     all that there are are damaged, and UsageError without matplotlib.
     """
+    out = Path(out)
     progress.begin("report", 1 + len(SECTIONS))
     shown = content(*read_runs(folders))
     found = {}

@@ -1,0 +1,42 @@
+"""Whether the fields of a configuration hold what they are annotated with, so that a mistake in Python is told at once.
+
+Left out: whether the values make sense, and values from files (kdtool.analysis.checked).
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+from kdtool.errors import UsageError
+
+
+def check_types(config: Any) -> None:
+    """UsageError that names the first field of a dataclass which holds something else than its annotation says.
+
+    Lists pass for tuples, whole numbers for floats, and an annotation that is neither a class nor a tuple, mapping or
+    union of classes is not looked at.
+    """
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), hints[field.name]
+        if not fits(value, kind):
+            name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+            expected = re.sub(r"\w+\.(?=\w)", "", name)
+            raise UsageError(f"{type(config).__name__}: {field.name} is of type {expected}, and {value!r} is not")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is one that an annotation stands for."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (tuple, list, Sequence):
+        many = origin is not tuple or parts[-1] is Ellipsis
+        kinds = parts[:1] * len(value) if many and isinstance(value, tuple | list) else parts
+        return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(fits, value, kinds))
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
+    if parts:
+        return any(fits(value, part) for part in parts)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, kind)
