@@ -18,12 +18,12 @@ PLAN = kdtool.Recipe(epochs=1)
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a name for a method": (
-        lambda: kdtool.DistillConfig("resnet8", "kd", PLAN),  # type: ignore[arg-type]
+        lambda: kdtool.DistillConfig("resnet8", "kd", PLAN),
         r"DistillConfig: methods is of type tuple\[Method, ...\], and 'kd' is not",
     ),
-    "names of methods": (lambda: kdtool.DistillConfig("resnet8", ("kd",), PLAN), "methods is of type"),  # type: ignore[arg-type]
+    "names of methods": (lambda: kdtool.DistillConfig("resnet8", ("kd",), PLAN), "methods is of type"),
     "a layer for layers": (
-        lambda: kdtool.DistillConfig("resnet8", (KDA(layers="before_fc"),), PLAN),  # type: ignore[arg-type]
+        lambda: kdtool.DistillConfig("resnet8", (KDA(layers="before_fc"),), PLAN),
         r"KDA: layers is of type tuple\[str, ...\], and 'before_fc' is not",
     ),
     "a pair that no command line has": (
@@ -31,22 +31,22 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "--with kda: only kd can be added to another method",
     ),
     "a method twice": (lambda: kdtool.DistillConfig("resnet8", (KDA(), KD(), KD()), PLAN), "--with kd is named twice"),
-    "a recipe's name": (lambda: kdtool.DistillConfig("resnet8", (), "kda"), "recipe is of type Recipe, and 'kda'"),  # type: ignore[arg-type]
+    "a recipe's name": (lambda: kdtool.DistillConfig("resnet8", (), "kda"), "recipe is of type Recipe, and 'kda'"),
     "a path": (
-        lambda: kdtool.TeachConfig("digits", "resnet8", PLAN, data_folder=Path("x")),  # type: ignore[arg-type]
+        lambda: kdtool.TeachConfig("digits", "resnet8", PLAN, data_folder=Path("x")),
         r"TeachConfig: data_folder is of type str \| None",
     ),
     "numpy's integers": (
-        lambda: kdtool.TeachConfig("digits", "resnet8", PLAN, seed=np.int64(1)),  # type: ignore[arg-type]
+        lambda: kdtool.TeachConfig("digits", "resnet8", PLAN, seed=np.int64(1)),
         "seed is of type int",
     ),
     "two channels": (
-        lambda: kdtool.TeachConfig("digits", "resnet8", PLAN, mean=(1, 2)),  # type: ignore[arg-type]
+        lambda: kdtool.TeachConfig("digits", "resnet8", PLAN, mean=(1, 2)),
         "mean is of type",
     ),
-    "a student": (lambda: kdtool.ExtractConfig((KD(),), students="resnet8"), "students is of type"),  # type: ignore[arg-type]
-    "half an epoch": (lambda: kdtool.Recipe(epochs=1.5), "Recipe: epochs is of type int, and 1.5"),  # type: ignore[arg-type]
-    "a folder for folders": (lambda: kdtool.Asked(Path("runs")), r"Asked: students is of type tuple\[Path, ...\]"),  # type: ignore[arg-type]
+    "a student": (lambda: kdtool.ExtractConfig((KD(),), students="resnet8"), "students is of type"),
+    "half an epoch": (lambda: kdtool.Recipe(epochs=1.5), "Recipe: epochs is of type int, and 1.5"),
+    "a folder for folders": (lambda: kdtool.Asked(Path("runs")), r"Asked: students is of type tuple\[Path, ...\]"),
 }
 
 
@@ -58,7 +58,7 @@ def test_a_field_of_another_type_is_refused_by_its_name(what: str) -> None:
 
 
 def test_lists_numbers_and_nothing_pass_where_they_mean_the_same() -> None:
-    asked = kdtool.DistillConfig("resnet8", [KDA(layers=["before_fc"], weight=1)], PLAN, head_learning_rate=1)  # type: ignore[arg-type]
+    asked = kdtool.DistillConfig("resnet8", [KDA(layers=["before_fc"], weight=1)], PLAN, head_learning_rate=1)
     assert asked.plain()["set"]["kda.layers"] == ["before_fc"]
     kdtool.Recipe(learning_rate=1, weight_decay=np.float64(0.1))
 
@@ -71,10 +71,10 @@ def test_a_plain_value_is_of_its_own_type_and_a_whole_number_a_float(value: Any,
     own = type(value) is kind or (kind is float and type(value) is int)
     assert fits(value, kind) == own
     assert fits(value, kind | None) == (own or value is None)
-    assert fits((value, value), tuple[kind, ...]) == own  # type: ignore[valid-type]
-    assert fits((value, value), tuple[kind, kind]) == own  # type: ignore[valid-type]
-    assert not fits((value,), tuple[kind, kind])  # type: ignore[valid-type]
-    assert not fits(value, tuple[kind, ...])  # type: ignore[valid-type]
+    assert fits((value, value), tuple[kind, ...]) == own
+    assert fits((value, value), tuple[kind, kind]) == own
+    assert not fits((value,), tuple[kind, kind])
+    assert not fits(value, tuple[kind, ...])
 
 
 def test_a_report_takes_one_folder_as_it_takes_several(tmp_path: Path) -> None:
