@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 PLACES = ("run", "cache", "device", "data_folder")  # where a run lies, what it reads and where it computes
+LATER = ("student", "views")  # in the configuration of a teacher: defaults of the stages that follow
 
 _BEGUN = ("lock", f"config.toml{files.PARTIAL}")  # what a run leaves that was killed before it had a configuration
 
@@ -124,7 +125,7 @@ class RunFolder:
     """One run's folder; what another configuration came to is not overwritten. Make it while holding its lock.
 
     A run that ended before its first state was saved came to nothing, so another configuration may have its folder.
-    PLACES make no other configuration: data and caches are known by their content.
+    PLACES make no other configuration, as data and caches are known by their content, nor for a teacher does LATER.
     dry: nothing is written, and only what would be refused is. events: the metrics are written for TensorBoard too.
     """
 
@@ -209,7 +210,8 @@ def read_result(run: Path, repair: str, fields: Mapping[str, type]) -> dict[str,
 
 def _compared(config: Row) -> Row:
     """What makes a configuration another one."""
-    return {key: value for key, value in config.items() if key not in PLACES}
+    others = (*PLACES, *LATER) if config.get("command") == "teach" else PLACES
+    return {key: value for key, value in config.items() if key not in others}
 
 
 def _first_difference(found: Row, wanted: Row) -> str:

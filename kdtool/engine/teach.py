@@ -36,7 +36,7 @@ from kdtool.engine.job import (
 )
 from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import Ranks, alike, ranks
-from kdtool.engine.runs import RunFolder, environment
+from kdtool.engine.runs import LATER, RunFolder, environment
 from kdtool.engine.state import Running, begin
 from kdtool.engine.together import check_shares, check_sync_bn, synchronised
 from kdtool.engine.train import train
@@ -205,6 +205,10 @@ def teach(
             if group.rank == 0:
                 checkpoint.clear_state(folder.path)
             progress.note(f"{folder.path} holds this run already; nothing to do")
+            kept = {name: workspace.settings[name] for name in LATER if name in workspace.settings}
+            if any(resolved[name] != value for name, value in kept.items()):
+                held = ", ".join(f"{name} = {value}" for name, value in kept.items())
+                progress.note(f"{workspace.folder / 'kdtool.toml'} keeps {held}; edit it for other defaults")
             return known
         with alike(group):
             assert start is not None

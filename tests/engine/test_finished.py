@@ -79,6 +79,21 @@ def test_places_make_no_other_run(work: Copy, tmp_path: Path) -> None:
     teach(workspace, replace(TEACH, data_folder=str(tmp_path), device="cpu"))
 
 
+def test_defaults_of_later_stages_make_no_other_teacher(work: Copy) -> None:
+    """They stay as kdtool.toml has them: somebody who does not name them again has not asked for others."""
+    workspace, told = work(), Told()
+    settings = (workspace.folder / "kdtool.toml").read_bytes()
+    first = teach(workspace, TEACH, told)
+    assert not any("keeps" in note for note in told.notes)
+    assert teach(workspace, replace(TEACH, student="resnet14", views=5), told) == first
+    assert (
+        f"{workspace.folder}/kdtool.toml keeps student = resnet8, views = 3; edit it for other defaults" in told.notes
+    )
+    assert (workspace.folder / "kdtool.toml").read_bytes() == settings
+    with pytest.raises(IdentityError, match="seed is 0 there, 1 asked for"):
+        teach(workspace, replace(TEACH, seed=1))
+
+
 def test_a_configuration_runs_its_run_again(work: Copy) -> None:
     """Under its own name and from its own cache."""
     workspace = work()
