@@ -270,7 +270,7 @@ def cached_teacher(workspace: Workspace, asked: Asked, basis: Basis, tap: str, s
         needed = (method("kda").with_options({"layers": tap}),)
         result = student.result
         command = extract_command(
-            workspace, cache, needed, result["network"], asked.data_folder, result.get("taps", {})
+            workspace, cache.identity, needed, result["network"], asked.data_folder, result.get("taps", {})
         )
         views = max(cache.views("logits"), 1)
         raise DamageError(

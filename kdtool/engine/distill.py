@@ -18,6 +18,7 @@ from torch import nn
 
 from kdtool import files
 from kdtool.cache import Cache
+from kdtool.cache.journal import holds_cache
 from kdtool.data.dataset import Dataset
 from kdtool.data.preparation import check_views
 from kdtool.engine import checkpoint
@@ -240,6 +241,10 @@ def made_ready(
 ) -> Ready:
     """Reads all that a training needs; refuses what does not fit, and writes nothing."""
     check_sync_bn(config.sync_bn, device)
+    needing = config.methods, config.student, config.data_folder, config.taps
+    if not holds_cache(workspace.cache):
+        command = shlex.join(extract_command(workspace, None, *needing))
+        raise UsageError(f"no cache at {workspace.cache}; `{command}` makes one, --cache names another folder")
     cache = open_teacher_cache(workspace.cache)
     check_teacher(workspace, cache)
     facts = facts_of(cache, config)
@@ -253,7 +258,7 @@ def made_ready(
     both = (shapes, cache.layout.tap_shapes)
     needs = needs_of(config.methods, *both, facts)
     check_placements(cache, config.views)
-    command = extract_command(workspace, cache, config.methods, config.student, config.data_folder, config.taps)
+    command = extract_command(workspace, cache.identity, *needing)
     stored = replace(needs, targets=(), validated=()) if live else needs
     check_cache(cache, stored, config.views, command)
     folder = workspace.runs / config.title

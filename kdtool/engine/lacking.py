@@ -69,13 +69,13 @@ def _refuse(cache: Cache, key: str, held: dict[str, Any], wanted: dict[str, Any]
 
 def extract_command(
     workspace: Workspace,
-    cache: Cache,
+    identity: Mapping[str, Any] | None,
     methods: Sequence[Method],
     student: str,
     data_folder: str | None,
     taps: Mapping[str, str],
 ) -> list[str]:
-    """The words of the extract command that adds what methods need to a cache, under the cache's own identity."""
+    """The words of the extract command that adds what methods need to the cache of an identity, or to a new one."""
     words = ["kdtool", "extract", *workspace.words]
     for method in methods:
         words += ["--for", reference(method)]
@@ -84,7 +84,7 @@ def extract_command(
         words += ["--student", student, *tap_words(taps)]
     if data_folder is not None:
         words += ["--data-folder", data_folder]
-    return [*words, *identity_words(cache.identity)]
+    return [*words, *(identity_words(identity) if identity else [])]
 
 
 def tap_words(taps: Mapping[str, str]) -> list[str]:
@@ -103,7 +103,7 @@ def setting_words(methods: Sequence[Method]) -> list[str]:
     ]
 
 
-def identity_words(identity: dict[str, Any]) -> list[str]:
+def identity_words(identity: Mapping[str, Any]) -> list[str]:
     """The options without which extract would make a cache of another identity."""
     defaults = {"seed": 0, "precision": "float32"}
     chosen = {name: value for name, value in identity_options(identity).items() if value != defaults.get(name)}

@@ -93,7 +93,7 @@ WRONG = {  # line -> what the message must hold
     f"{KDA} --seed -1": ("--seed", "4,294,967,295"),
     f"{KDA} --seed 99999999999999999999": ("--seed", "4,294,967,295"),
     f"{KDA} --run ../elsewhere": ("--run", "below runs/"),
-    f"{KDA} --cache nowhere": ("no cache at", "kdtool extract"),
+    f"{KDA} --cache nowhere": ("no cache at", "kdtool extract", "nowhere --for kda --student resnet8` makes one"),
     f"{KDA} --data-folder nowhere": ("no complete cifar10", "no such folder"),
     f"{KDA} --config nowhere.toml": ("nowhere.toml", "No such file"),
     "extract --for kad": ("'kad'", "did you mean 'kd'?"),
