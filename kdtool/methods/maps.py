@@ -86,22 +86,28 @@ def stage_taps(shapes: Shapes) -> tuple[str, ...]:
     return tuple(f"stage{number}" for number in range(1, len(shapes) + 1) if f"stage{number}" in shapes)
 
 
+def _stages(student: Shapes, teacher: Shapes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The stages of both; a network without any is refused by name."""
+    found = stage_taps(student), stage_taps(teacher)
+    lacking = [name for name, stages in zip(("student", "teacher"), found, strict=True) if not stages]
+    need(not lacking, f"the {' and the '.join(lacking)} names no stages; {_NAMED}")
+    return found
+
+
 def every_stage(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:
     """All stages one by one (f_1 to f_(K-1) of RepDistiller); networks of another number of stages are refused."""
-    ours, theirs = stage_taps(student), stage_taps(teacher)
+    ours, theirs = _stages(student, teacher)
     need(
         len(ours) == len(theirs),
         f"the student has {len(ours)} stages and the teacher {len(theirs)}, so they cannot be paired one by one; name "
         "the pairs, as in --layer stage3:stage4",
     )
-    need(bool(ours), f"the networks name no stages; {_NAMED}")
     return list(zip(ours, theirs, strict=True))
 
 
 def last_stage(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:
     """The last stage of each (f_(K-1) of RepDistiller)."""
-    ours, theirs = stage_taps(student), stage_taps(teacher)
-    need(bool(ours and theirs), f"a network names no stages; {_NAMED}")
+    ours, theirs = _stages(student, teacher)
     return [(ours[-1], theirs[-1])]
 
 

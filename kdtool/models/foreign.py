@@ -9,7 +9,7 @@ from torch import nn
 
 from kdtool.errors import UsageError
 from kdtool.models.heads import head
-from kdtool.models.taps import INPUT, declared, resolve, tap_shapes
+from kdtool.models.taps import INPUT, declared, repeats, resolve, tap_shapes
 
 TAP = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")  # taps become names of folders in a cache
 
@@ -65,13 +65,20 @@ def before_head(model: nn.Module) -> dict[str, str]:
 
 
 def check_output(name: str, model: nn.Module, classes: int, image_shape: tuple[int, int, int]) -> None:
-    """UsageError where a network cannot read images (C, H, W) or gives other than logits for the classes."""
+    """UsageError where a network cannot read images (C, H, W) or gives other than logits for the classes, or where one
+    of the user's gives an image other logits each time: nobody could tell a later answer from that of other code.
+    """
     with explained(name, image_shape):
         found = tap_shapes(model, image_shape, [])["after_fc"]
     if found != (classes,):
         raise UsageError(
             f"{name} gives {' x '.join(map(str, found))} numbers for an image of {classes} classes; "
             f"{classes} logits are expected: let it take the number of classes that it is called with"
+        )
+    if ":" in name and not repeats(model, image_shape):
+        raise UsageError(
+            f"{name} gives the same image other logits each time in eval mode; let what it draws, as dropout does, "
+            "depend on self.training"
         )
 
 

@@ -6,6 +6,7 @@ run. Left out: layers that are no modules (functional calls), outputs that are n
 """
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -124,7 +125,7 @@ class TapReader:
         if not isinstance(value, torch.Tensor):
             raise UsageError(
                 f"the tap {name!r} ({path or 'the output of the network'}) is not one tensor but a value of type "
-                f"{type(value).__name__}; name a module that takes and gives one tensor"
+                f"{type(value).__name__}; name one that gives a tensor, or one that takes it, with {INPUT} behind"
             )
         if _version(value) != version:
             raise UsageError(
@@ -156,6 +157,18 @@ def tap_shapes(
     with TapReader(model, wanted, extra, call=run) as read, _undisturbed(model, weight.device), torch.no_grad():
         _, taps = read(image)
     return {name: tuple(value.shape[1:]) for name, value in taps.items()}
+
+
+def repeats(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a network gives an image (C, H, W) the same logits again, in eval mode; it is left as it was."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    image = torch.linspace(-1, 1, math.prod(image_shape), dtype=weight.dtype, device=weight.device).view(
+        1, *image_shape
+    )
+    held = [{name: buffer.clone() for name, buffer in model.named_buffers()} for _ in range(2)]
+    with _undisturbed(model, weight.device), torch.no_grad():
+        first, second = (torch.func.functional_call(model, buffers, (image.view(1, *image_shape),)) for buffers in held)
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
 def parameters_behind(model: nn.Module, names: Sequence[str], image_shape: tuple[int, ...]) -> set[str]:

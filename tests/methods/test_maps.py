@@ -74,8 +74,11 @@ def test_what_cannot_be_paired_is_refused(layers, default, message: str) -> None
 
 @pytest.mark.parametrize("default", [every_stage, last_stage])
 def test_networks_without_stages_are_refused(default) -> None:
-    with pytest.raises(UsageError, match="--layer STUDENT:TEACHER"):
-        map_pairs("at", (), {"after_fc": (3,)}, {"after_fc": (3,)}, default)
+    none = {"after_fc": (3,)}
+    pairs = {"student and the teacher": (none, none), "student": (none, DEEP), "teacher": (DEEP, none)}
+    for lacking, (student, teacher) in pairs.items():
+        with pytest.raises(UsageError, match=f"^the {lacking} names no stages; .*--layer STUDENT:TEACHER"):
+            map_pairs("at", (), student, teacher, default)
 
 
 def test_a_whole_map_is_the_map_or_its_means() -> None:

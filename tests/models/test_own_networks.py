@@ -145,6 +145,23 @@ def test_a_network_that_leaves_the_classes_out_of_account(write: Write) -> None:
     check_output("nets:fixed", create("nets:fixed", 10), 10, IMAGE)
 
 
+DROPPING = """
+
+class Dropping(Small):
+    def forward(self, images):
+        return nn.functional.dropout(super().forward(images), 0.5, {when})
+"""
+
+
+def test_a_network_that_answers_otherwise_each_time_is_refused_before_it_is_trained(write: Write) -> None:
+    """Hours later, its teacher would be taken for one of other code."""
+    write(NETWORK + DROPPING.format(when="self.training"))
+    check_output("nets:Dropping", create("nets:Dropping", 10), 10, IMAGE)
+    write(NETWORK + DROPPING.format(when="True"), path="other/nets.py")
+    with pytest.raises(UsageError, match="Dropping gives the same image other logits each time in eval mode"):
+        check_output("other.nets:Dropping", create("other.nets:Dropping", 10), 10, IMAGE)
+
+
 def test_files_of_the_current_folder_are_the_users(write: Write, tmp_path: Path) -> None:
     write("from other.parts import Small\n\ndef small(classes):\n    return Small(classes)\n")
     write(path="other/parts.py")
