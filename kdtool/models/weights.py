@@ -25,7 +25,7 @@ from kdtool.models.heads import head
 from kdtool.models.renames import ours
 
 SAFETENSORS = (".safetensors",)
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # model_best.pth.tar is what torch.save wrote, no archive
 INSIDE = ("state_dict", "model", "model_state_dict", "net", "ema")  # keys under which checkpoints keep the tensors
 PREFIXES = ("model.", "module.", "_orig_mod.")  # before the names of tensors
 DEPTH = 4  # of such keys in each other

@@ -54,7 +54,7 @@ def unchanged(model: nn.Module) -> bool:
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "w.bin", "w.ckpt"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "w.bin", "w.ckpt", "w.pth.tar"])
 def test_every_form_gives_the_weights(name: str, tmp_path: Path) -> None:
     path, model = saved(tmp_path, state(), name), network()
     found = load_initial(path, model)
@@ -228,7 +228,7 @@ def test_paths_that_are_no_weights(tmp_path: Path) -> None:
         load_initial(tmp_path / "absent.pt", network())
     with pytest.raises(UsageError, match="there is no file of weights"):
         load_initial(tmp_path, network())
-    with pytest.raises(UsageError, match=r"files that end in .safetensors, .pt, .pth, .bin, .ckpt"):
+    with pytest.raises(UsageError, match=r"files that end in .safetensors, .pt, .pth, .bin, .ckpt, .tar"):
         load_initial(tmp_path / "weights.npz", network())
 
 
@@ -250,7 +250,7 @@ def touch(path: Path) -> Trap:
 
 
 @pytest.mark.parametrize("form", ["new", "old", "bare"])
-@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt"])
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt", "w.pth.tar"])
 def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(
     form: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
