@@ -133,12 +133,19 @@ def measured(shown: Content, groups: Sequence[Group], columns: Sequence[Column])
     return [
         page.TableRow(
             shown.title(group),
-            [spread(group.values(column.of), column.form) for column in columns],
+            [averaged(group, column) for column in columns],
             shown.swatch(group),
             [mark[place] for mark in marks],
         )
         for place, group in enumerate(groups)
     ]
+
+
+def averaged(group: Group, column: Column) -> str:
+    """Mean ± standard deviation over the group's runs, and of how many where not all have a value."""
+    values = group.values(column.of)
+    told = f" ({len(values)} of {len(group.runs)})" if 0 < len(values) < len(group.runs) else ""
+    return spread(values, column.form) + told
 
 
 def left_of(groups: Sequence[Group], drawn: Sequence[Group]) -> str:

@@ -78,6 +78,13 @@ def test_the_table_has_teacher_first_then_the_best_student_with_spread_over_seed
     assert rows["teacher"][6] == "resnet34"
 
 
+def test_a_mean_says_of_how_many_runs_it_is_where_not_all_have_the_measure(runs, tmp_path):
+    (runs / "resnet18-kd-seed1" / GAPS).unlink()
+    rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
+    assert rows["kd"][3:6] == ["0.361 (1 of 2)", "0.182 (1 of 2)", "2"]
+    assert not any("of 2)" in cell for cell in rows["no teacher"])
+
+
 def test_students_stand_beside_the_same_network_without_a_teacher(runs, tmp_path):
     rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
     means = {name: float(cells[0].split()[0]) for name, cells in rows.items()}
