@@ -243,8 +243,8 @@ def made_ready(
     check_sync_bn(config.sync_bn, device)
     needing = config.methods, config.student, config.data_folder, config.taps
     if not holds_cache(workspace.cache):
-        command = shlex.join(extract_command(workspace, None, *needing))
-        raise UsageError(f"no cache at {workspace.cache}; `{command}` makes one, --cache names another folder")
+        making = shlex.join(extract_command(workspace, None, *needing))
+        raise UsageError(f"no cache at {workspace.cache}; `{making}` makes one, --cache names another folder")
     cache = open_teacher_cache(workspace.cache)
     check_teacher(workspace, cache)
     facts = facts_of(cache, config)

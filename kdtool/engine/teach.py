@@ -207,8 +207,8 @@ def teach(
             progress.note(f"{folder.path} holds this run already; nothing to do")
             kept = {name: workspace.settings[name] for name in LATER if name in workspace.settings}
             if any(resolved[name] != value for name, value in kept.items()):
-                held = ", ".join(f"{name} = {value}" for name, value in kept.items())
-                progress.note(f"{workspace.folder / 'kdtool.toml'} keeps {held}; edit it for other defaults")
+                named = ", ".join(f"{name} = {value}" for name, value in kept.items())
+                progress.note(f"{workspace.folder / 'kdtool.toml'} keeps {named}; edit it for other defaults")
             return known
         with alike(group):
             assert start is not None

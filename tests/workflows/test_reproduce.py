@@ -7,6 +7,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -447,8 +448,9 @@ def test_a_search_takes_the_mean_over_its_seeds(tmp_path: Path, made: Made) -> N
 def test_a_search_needs_a_validation_part(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = written(tmp_path, SEARCH.replace(", validation = 16", ""))
     monkeypatch.delattr(work, "distill")
-    with pytest.raises(UsageError, match="holds no images out for validation"):
-        made().run([(recipe, recipe.cells, 2)])
+    for step in (made().run, partial(plan, made())):
+        with pytest.raises(UsageError, match="holds no images out for validation"):
+            step([(recipe, recipe.cells, 2)])
 
 
 def test_a_table_of_selected_weights_says_where_none_were_selected(whole: tuple[Path, Recipe]) -> None:
@@ -727,8 +729,9 @@ def test_the_teacher_of_another_recipe_is_not_taken_for_it(whole: tuple[Path, Re
         tmp_path, RECIPE.replace("epochs = 2, batch = 32, views = 2", "epochs = 3, batch = 32, views = 2")
     )
     there = Work(folder / "work", Results(tmp_path / "rows"), Silent(), StopRequest())
-    with pytest.raises(IdentityError, match="the teacher of another recipe"):
-        there.run([(changed, changed.cells[:1], 1)])
+    for step in (there.run, partial(plan, there)):
+        with pytest.raises(IdentityError, match="the teacher of another recipe"):
+            step([(changed, changed.cells[:1], 1)])
 
 
 def test_what_another_process_holds_is_waited_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,18 +71,20 @@ def plan(work: Work, asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> lis
             ]
             own = found.setdefault(basis_of(recipe, name), Asked(recipe, group, rows))
             own.tasks |= {**tasks, **{task.key: task for task in needed}}
+            own.cells += own_cells
             own.more += more
     return [_plan(work, one) for one in found.values()]
 
 
 @dataclass
 class Asked:
-    """What recipes ask of one group. tasks: by their keys; more: those that open searches will name."""
+    """What recipes ask of one group. tasks: by their keys; cells: that ask for them; more: what searches will name."""
 
     recipe: Recipe
     group: Group
     rows: Sequence[Row]
     tasks: dict[str, Task] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
     more: int = 0
 
 
@@ -96,7 +98,7 @@ def _plan(work: Work, asked: Asked) -> Plan:
     if not workspace.teacher.exists():
         kept = work.results.kept_teacher(group.name, recipe.basis(group.name))
         teach_epochs = lesson.recipe.epochs if group.teach and not kept else 0
-    job = work.foreseen(recipe, group, list(tasks.values()))
+    job = work.foreseen(recipe, group, list(tasks.values()), asked.cells)
     known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
     stored = sizes.rows(job, known, sizes.fit_results(job, known)) if tasks else []
     size, unwritten = (sum(row[name] for row in stored) for name in ("bytes", "bytes_to_write"))

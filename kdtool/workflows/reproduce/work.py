@@ -112,18 +112,23 @@ class Work:
             group = recipe.groups[name]
             if group.teach and not self._made(group) and not self.results.kept_teacher(name, recipe.basis(name)):
                 self._first_weights(recipe, group)
-            job = self.foreseen(recipe, group, tasks)
-            searching = [cell for cell in groups.get(name, ()) if cell.search]
-            if searching and "validation" not in job.layout.samples:
-                raise no_validation(searching[0])
+            self.foreseen(recipe, group, tasks, groups.get(name, ()))
 
-    def foreseen(self, recipe: Recipe, group: Group, todo: Sequence[Task]) -> Extraction:
-        """The extract of what a group's tasks need; UsageError for what could not be run. See `ahead.foreseen`."""
+    def foreseen(self, recipe: Recipe, group: Group, todo: Sequence[Task], cells: Sequence[Cell] = ()) -> Extraction:
+        """The extract of what a group's tasks need; UsageError for what could not be run. See `ahead.foreseen`.
+
+        cells: of the group, some of which may search; IdentityError where its folder holds the teacher of another
+        recipe.
+        """
+        self._origin(recipe, group)
         workspace = self.workspace(group.name) if self._made(group) else None
         for config in (task.config for task in todo if task.config):
             check_sync_bn(config.sync_bn, choose_device(self.device))
         job = foreseen(workspace, self.lesson(recipe, group), self.extracting(group), todo, self.progress)
         check_probes(todo, job, self._data, self.progress)
+        searching = [cell for cell in cells if cell.search]
+        if searching and "validation" not in job.layout.samples:
+            raise no_validation(searching[0])
         return job
 
     def _made(self, group: Group) -> bool:
@@ -242,14 +247,7 @@ class Work:
 
     def _teacher(self, recipe: Recipe, group: Group) -> None:
         """Sees to it that the teacher is there; the record of its origin is written last."""
-        workspace, origin = self.workspace(group.name), recipe.basis(group.name)
-        path = workspace.folder / ORIGIN
-        held = files.read_json(path, f"remove {workspace.folder}") if path.exists() else None
-        if held not in (None, origin):
-            raise IdentityError(
-                f"{workspace.folder} holds the teacher of another recipe ({path.name} says {held}, wanted is "
-                f"{origin}); name another --folder, or remove it"
-            )
+        workspace, origin, held = self.workspace(group.name), recipe.basis(group.name), self._origin(recipe, group)
         if held is None or not workspace.teacher.exists():
             if place := self._kept(group, origin):
                 self.progress.note(f"{group.name}: the teacher that was kept in {place}")
@@ -258,6 +256,18 @@ class Work:
                 self.progress.note(f"{group.name}: teacher")
                 self._make_teacher(recipe, group, origin)
         self._keep(group, origin)
+
+    def _origin(self, recipe: Recipe, group: Group) -> dict[str, Any] | None:
+        """What the teacher in a group's folder was made of, which is what the recipe says; None where there is none."""
+        folder, origin = self.folder / group.name, recipe.basis(group.name)
+        path = folder / ORIGIN
+        held = files.read_json(path, f"remove {folder}") if path.exists() else None
+        if held not in (None, origin):
+            raise IdentityError(
+                f"{folder} holds the teacher of another recipe ({path.name} says {held}, wanted is {origin}); name "
+                "another --folder, or remove it"
+            )
+        return held
 
     def _kept(self, group: Group, origin: dict[str, Any]) -> Path | None:
         """The folder of the teacher that lies with the rows, unless another one is here already."""
