@@ -21,7 +21,7 @@ from kdtool.analysis.moments import CANCELLED, VANISHED, Alignment, Moments, own
 from kdtool.engine.ranks import Ranks
 from kdtool.errors import UsageError
 
-PASS_BYTES = 2**28  # of class moments that are held at a time
+PASS_BYTES = 2**30  # of class moments that are held at a time: 1,000 classes of 512 features take six passes
 EQUAL = 1e-14  # a loss below this is rounding, and where it lies says nothing
 MOST = 20_000  # classes, whose pairs are held in a matrix
 LARGEST = 20  # pairs of classes that are listed
