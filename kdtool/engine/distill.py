@@ -313,7 +313,7 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
 def answer_of(student: nn.Module, image_shape: tuple[int, int, int]) -> list[float] | None:
     """By which later code of the student's network is known for the same; None where a logit is infinite or NaN."""
     try:
-        return list(answer(copy.deepcopy(student).float().cpu(), image_shape))
+        return list(answer(copy.deepcopy(student).cpu(), image_shape))
     except NonFiniteError:
         return None
 

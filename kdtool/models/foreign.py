@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from kdtool.errors import UsageError
+from kdtool.imports import LIBRARIES
 from kdtool.models.heads import head
 from kdtool.models.taps import INPUT, declared, repeats, resolve, tap_shapes
 
@@ -75,11 +76,16 @@ def check_output(name: str, model: nn.Module, classes: int, image_shape: tuple[i
             f"{name} gives {' x '.join(map(str, found))} numbers for an image of {classes} classes; "
             f"{classes} logits are expected: let it take the number of classes that it is called with"
         )
-    if ":" in name and not repeats(model, image_shape):
+    if is_own(name) and not repeats(model, image_shape):
         raise UsageError(
             f"{name} gives the same image other logits each time in eval mode; let what it draws, as dropout does, "
             "depend on self.training"
         )
+
+
+def is_own(name: str) -> bool:
+    """Whether a network is the user's, path.to:factory, and none of kdtool's or of a library's."""
+    return ":" in name and name.partition(":")[0] not in LIBRARIES
 
 
 def check_known(library: str, name: str, known: Sequence[str]) -> None:
@@ -98,7 +104,7 @@ def explained(name: str, image_shape: tuple[int, int, int]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        if ":" not in name or name.partition(":")[0] in ("tv", "timm"):
+        if not is_own(name):
             size = "x".join(map(str, image_shape))
             raise UsageError(f"{name} cannot read images of {size}: {error}; name another --image-size") from error
         raise

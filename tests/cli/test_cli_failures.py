@@ -333,7 +333,7 @@ def test_a_bug_is_one_line_and_debug_shows_the_traceback(
 def test_debug_shows_where_a_mistake_was_found(typed: Typed) -> None:
     found = typed("distill --method kad --debug")
     assert found.code == 2
-    assert "in build_methods" in found.err
+    assert "in chosen_methods" in found.err
     assert found.err.splitlines()[-1].startswith("kdtool: unknown method 'kad'")
 
 

@@ -277,6 +277,7 @@ def test_a_term_that_is_called_as_another_one_is_refused(work: Copy, name: str) 
     @dataclass(frozen=True)
     class Named(kd.KD):
         name = "named"
+        combines = True
 
         def terms(self, *arguments: Any) -> dict[str, torch.Tensor]:
             return {name: super().terms(*arguments)["kd"]}

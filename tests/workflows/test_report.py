@@ -129,7 +129,7 @@ def test_best_on_validation_is_shown_where_it_was_measured(runs, tmp_path):
     found = {"last": 70.0, "best": 72.5, "selected": 71.25}
     damage(runs / "resnet18-kd-seed0", ("result.json", {"test_accuracy": found}))
     rows = table_rows(write_report([runs], tmp_path / "report.html").read_text())
-    assert (rows["kd"][3], rows["no teacher"][3]) == ("71.25", "")
+    assert (rows["kd"][3], rows["no teacher"][3]) == ("71.25 (1 of 2)", "")
 
 
 def test_every_run_can_be_seen_by_itself(runs, tmp_path):
