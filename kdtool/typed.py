@@ -15,9 +15,12 @@ def check_types(config: Any) -> None:
     """UsageError that names the first field of a dataclass which holds something else than its annotation says.
 
     Lists pass for tuples, whole numbers for floats, and an annotation that is neither a class nor a tuple, mapping or
-    union of classes is not looked at.
+    union of classes is not looked at; nor is a method of the user's that has names which type checkers alone see.
     """
-    hints = get_type_hints(type(config))
+    try:
+        hints = get_type_hints(type(config))
+    except NameError:
+        return
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), hints[field.name]
         if not fits(value, kind):

@@ -1,6 +1,7 @@
 """Configurations made in Python: what their fields do not stand for is refused where it is written, by name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import kdtool
 from kdtool.errors import UsageError
 from kdtool.methods import KD, KDA, RKD
-from kdtool.typed import fits
+from kdtool.typed import check_types, fits
 
 PLAN = kdtool.Recipe(epochs=1)
 
@@ -61,6 +62,14 @@ def test_lists_numbers_and_nothing_pass_where_they_mean_the_same() -> None:
     asked = kdtool.DistillConfig("resnet8", [KDA(layers=["before_fc"], weight=1)], PLAN, head_learning_rate=1)
     assert asked.plain()["set"]["kda.layers"] == ["before_fc"]
     kdtool.Recipe(learning_rate=1, weight_decay=np.float64(0.1))
+
+
+def test_annotations_that_only_type_checkers_read_are_left_to_them() -> None:
+    @dataclass(frozen=True)
+    class Mine(KD):
+        how: "Unseen" = 1  # noqa: F821
+
+    check_types(Mine())
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

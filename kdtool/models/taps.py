@@ -162,12 +162,11 @@ def tap_shapes(
 def repeats(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
     """Whether a network gives an image (C, H, W) the same logits again, in eval mode; it is left as it was."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    image = torch.linspace(-1, 1, math.prod(image_shape), dtype=weight.dtype, device=weight.device).view(
-        1, *image_shape
-    )
+    pixels = torch.linspace(-1, 1, math.prod(image_shape), dtype=weight.dtype, device=weight.device)
+    image = pixels.view(1, *image_shape)
     held = [{name: buffer.clone() for name, buffer in model.named_buffers()} for _ in range(2)]
     with _undisturbed(model, weight.device), torch.no_grad():
-        first, second = (torch.func.functional_call(model, buffers, (image.view(1, *image_shape),)) for buffers in held)
+        first, second = (torch.func.functional_call(model, buffers, (image,)) for buffers in held)
     return torch.allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
