@@ -4,11 +4,14 @@ Left out: whether the values make sense, and values from files (kdtool.analysis.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from kdtool.errors import UsageError
+
+hints_of = functools.cache(get_type_hints)  # a recipe makes its configurations again at every look
 
 
 def check_types(config: Any) -> None:
@@ -18,7 +21,7 @@ def check_types(config: Any) -> None:
     union of classes is not looked at; nor is a method of the user's that has names which type checkers alone see.
     """
     try:
-        hints = get_type_hints(type(config))
+        hints = hints_of(type(config))  # type: ignore[arg-type] # mypy takes no class for hashable
     except NameError:
         return
     for field in dataclasses.fields(config):
