@@ -21,7 +21,7 @@ from kdtool.analysis import spectrum as spectra
 from kdtool.analysis.compared import open_pairs, prepared, scratch, teacher_of
 from kdtool.analysis.features import Features, Watched, samples
 from kdtool.analysis.gram import LANDMARKS
-from kdtool.analysis.kept import Result, keep, read_results, results_path
+from kdtool.analysis.kept import Result, differing, keep, read_results, results_path
 from kdtool.analysis.kernels import Kernel
 from kdtool.analysis.landmarks import Followed, Plan, landmark_sets
 from kdtool.analysis.nystrom import LandmarkSet
@@ -40,6 +40,7 @@ Found = tuple[str, Any]  # name of a student, its results in a layer
 
 ALONE, SILENT = Alone(), Silent()
 PATIENCE = 60.0  # seconds for which results wait for those of another process
+KERNEL = ("gamma", "degree", "constant")  # fields of a kernel
 STEMS = {"similarity": ("similarity", "reliability")}  # with which names of plots begin, else the analysis
 
 
@@ -60,6 +61,13 @@ class GapPlan:
     def __post_init__(self) -> None:
         gram.check(self.kernel, self.algorithm, self.landmarks)
         check_seed(self.seed)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All of it, by the names of the command line's options."""
+        kernel = {"kernel": self.kernel.name, **{name: getattr(self.kernel, name) for name in KERNEL}}
+        nystrom = {"algorithm": self.algorithm, "landmarks": self.landmarks, "seed": self.seed}
+        return {**kernel, **nystrom, "by-class": self.by_class}
 
 
 def gram_gap(
@@ -91,7 +99,7 @@ def gram_gap(
         )
         return ((name, named(gap, pairs.class_names)) for name, gap in gaps.items())
 
-    return of_layers(workspace, asked, "gram-gap", of, progress, ranks)
+    return of_layers(workspace, asked, "gram-gap", differing(plan.options, GapPlan().options), of, progress, ranks)
 
 
 def named(gap: gram.GramGap, class_names: tuple[str, ...]) -> gram.GramGap:
@@ -108,12 +116,14 @@ def of_layers(
     workspace: Workspace,
     asked: Asked,
     analysis: str,
+    options: Mapping[str, Any],
     of: Callable[[Pairs, str], Iterable[Found]],
     progress: Progress,
     ranks: Ranks,
 ) -> list[Result]:
     """The results of every student in every layer; `of` gives those of a layer, one student after the other.
 
+    options: that were asked for, other than the defaults, by their names on the command line.
     A student has one result in a layer, or a list of them. What was found before one that is refused is kept.
     """
     found: list[Result] = []
@@ -130,7 +140,8 @@ def of_layers(
                 progress.note(f"{analysis}: {layer} of {students} ({pairs.part})")
                 for name, results in of(pairs, layer):
                     listed = results if isinstance(results, list) else [results]
-                    found += [{**pairs.about(name, layer), **plain(result)} for result in listed]
+                    about = {**pairs.about(name, layer), "options": options}
+                    found += [{**about, **plain(result)} for result in listed]
         except UsageError:
             if ranks.rank == 0:
                 write(analysis, folders, found, progress)
@@ -171,14 +182,15 @@ def bounds(
 
         return each(pairs, layer, one)
 
-    return of_layers(workspace, asked, "bounds", of, progress, ranks)
+    options = differing({**plan.options, "rank": rank}, {**Plan().options, "rank": None})
+    return of_layers(workspace, asked, "bounds", options, of, progress, ranks)
 
 
 def spectrum(
     workspace: Workspace,
     asked: Asked,
     plan: Plan = Plan(),  # noqa: B008 - it is frozen
-    draws: int = 5,
+    draws: int = spectra.DRAWS,
     progress: Progress = SILENT,
     ranks: Ranks = ALONE,
 ) -> list[Result]:
@@ -205,7 +217,8 @@ def spectrum(
 
         return each(pairs, layer, one)
 
-    return of_layers(workspace, asked, "spectrum", of, progress, ranks)
+    options = differing({**plan.options, "draws": draws}, {**Plan().options, "draws": spectra.DRAWS})
+    return of_layers(workspace, asked, "spectrum", options, of, progress, ranks)
 
 
 def correlation(
@@ -232,7 +245,8 @@ def correlation(
 
         return each(pairs, layer, one)
 
-    return of_layers(workspace, replace(asked, layers=("after_fc",)), "correlation", of, progress, ranks)
+    options = differing({"images": images}, {"images": None})
+    return of_layers(workspace, replace(asked, layers=("after_fc",)), "correlation", options, of, progress, ranks)
 
 
 @dataclass(frozen=True)
@@ -268,7 +282,8 @@ def similarity(
 
         return each(pairs, layer, one)
 
-    return of_layers(workspace, asked, "similarity", of, progress, ranks)
+    options = differing({"temperature": temperature, "seed": seed}, {"temperature": 1.0, "seed": 0})
+    return of_layers(workspace, asked, "similarity", options, of, progress, ranks)
 
 
 def landmarks(
@@ -303,7 +318,8 @@ def landmarks(
                     features = basis.features(folder, "student", known.sha256, run.shapes, taps, trained)
                     for tap in taps:
                         said[tap].add(known.stage, known.epoch, features[tap])
-            about = {"run": name, "part": asked.part, "weights_sha256": run.sha256}
+            options = differing(plan.options, Plan().options)
+            about = {"run": name, "part": asked.part, "weights_sha256": run.sha256, "options": options}
             found += [
                 {**about, "layer": tap, "teacher_features": source[tap], **asdict(said[tap].result())} for tap in taps
             ]

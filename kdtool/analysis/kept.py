@@ -1,7 +1,7 @@
 """What analyses found out about a run, kept in its folder: analysis/<name>.json, a list of results.
 
-A result says of which layer and part of the data it is, and of which weights; a new one takes the place of the one
-that it repeats. Left out: plots, which lie beside the lists.
+A result says of which layer and part of the data it is, of which weights, and which options it was asked for with; a
+new one takes the place of the one that it repeats. Left out: plots, which lie beside the lists.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,8 @@ SAME = (
     "kernel",
     "degree",
     "constant",
+    "nystrom_landmarks",
+    "seed",
     "landmarks",
     "count",
     "rank",
@@ -57,4 +59,18 @@ def keep(run: Path, analysis: str, found: Sequence[Mapping[str, Any]]) -> list[R
 
 def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two results have in common of which one takes the other's place; lists in these places tell nothing."""
-    return tuple(value if isinstance(value := result.get(name), str | int | float) else None for name in SAME)
+    fields = (value if isinstance(value := result.get(name), str | int | float) else None for name in SAME)
+    return (*fields, options_of(result).get("gamma"))
+
+
+def options_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options that a result was asked for with, by their names on the command line; those that differ from the
+    defaults.
+    """
+    found = result.get("options")
+    return found if isinstance(found, dict) else {}
+
+
+def differing(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from their defaults, which say all that a result was asked for."""
+    return {name: value for name, value in options.items() if value != defaults[name]}

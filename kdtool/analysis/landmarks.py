@@ -10,6 +10,7 @@ Left out: where the weights of the epochs come from.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,11 @@ class Plan:
         if self.count is not None and not counted:
             kinds += "" if self.per_class is None else f", {self.per_class} in every class"
             raise UsageError(f"a count of {self.count} belongs to random and k-means landmarks; {kinds}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All of it, by the names of the command line's options."""
+        return {"kind": list(self.strategies), "count": self.count, "per-class": self.per_class, "seed": self.seed}
 
     def number(self, labels: Labels | None) -> int:
         """The landmarks that are not class centres."""

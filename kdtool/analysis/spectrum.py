@@ -20,6 +20,7 @@ from kdtool.engine.ranks import Alone, Ranks
 from kdtool.errors import UsageError
 
 STRATEGIES = ("random", "kmeans", "class")
+DRAWS = 5  # of random landmarks
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def spectrum(
     labels: Integers | None = None,
     *,
     counts: Sequence[int] | None = None,
-    draws: int = 5,
+    draws: int = DRAWS,
     seed: int = 0,
     rounds: int = 10,
     strategies: Sequence[str] = STRATEGIES,

@@ -1,13 +1,13 @@
 """The section of a report that says how to run everything again, and what it ran on.
 
-Left out: data sets, which every command names by itself, and options of analyses that their results do not hold.
+Left out: data sets, which every command names by itself.
 """
 
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from kdtool.analysis.kept import Result
+from kdtool.analysis.kept import Result, options_of
 from kdtool.analysis.results import Group, Run
 from kdtool.engine.lacking import option_text
 from kdtool.methods import METHODS
@@ -98,7 +98,7 @@ def analyses(shown: Content) -> list[str]:
         for analysis, results in run.analysed.results.items():
             layers: dict[str, list[str]] = {}
             for result in results:
-                layers.setdefault(shlex.join(variant(analysis, result)), []).append(result["layer"])
+                layers.setdefault(shlex.join(words_of(analysis, result)), []).append(result["layer"])
             for words, found in layers.items():
                 named = [] if analysis == "correlation" or set(found) == LAYERS else list(dict.fromkeys(found))
                 told = shlex.join(word for layer in named for word in ("--layer", layer))
@@ -110,22 +110,13 @@ def analyses(shown: Content) -> list[str]:
     ]
 
 
-def variant(analysis: str, result: Result) -> list[str]:
-    """The words that tell one way to analyse from another, as far as the result holds them."""
+def words_of(analysis: str, result: Result) -> list[str]:
+    """The words that ask for a result, but its layer."""
     words = ["kdtool", "analyze", analysis]
     words += ["--part", result["part"]] if result["part"] != "train" else []
-    if analysis == "gram-gap":
-        words += ["--kernel", result["kernel"]] if result["kernel"] != "linear" else []
-        words += ["--by-class"] if result["by_class"] is not None else []
-        if result["degree"] is not None:
-            words += ["--degree", str(result["degree"]), "--constant", str(result["constant"])]
-        if result["nystrom_landmarks"] is not None:
-            words += ["--algorithm", result["algorithm"], "--landmarks", str(result["nystrom_landmarks"])]
-            words += ["--seed", str(result["seed"])]
-    if analysis == "bounds" and result["rank"] is not None:
-        words += ["--rank", str(result["rank"])]
-    if analysis == "similarity" and result["predictions"] and result["predictions"]["temperature"] != 1:
-        words += ["--temperature", str(result["predictions"]["temperature"])]
+    for name, value in options_of(result).items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{name}"] if one is True else [f"--{name}", str(one)]
     return words
 
 

@@ -11,7 +11,7 @@ from kdtool import files
 from kdtool.analysis import plots
 from kdtool.analysis.analysed import Probe
 from kdtool.analysis.gram import alignment
-from kdtool.analysis.kept import Result
+from kdtool.analysis.kept import Result, options_of
 from kdtool.analysis.results import Group, Run
 from kdtool.workflows import page
 from kdtool.workflows.report_content import Column, Content, Layer, layer_name, left_of, legend, mean, measured
@@ -136,7 +136,11 @@ def kernel(gap: Result) -> str:
     name = KERNELS.get(gap["kernel"], str(gap["kernel"]))
     if gap["degree"] is not None:
         name += f" of degree {gap['degree']}, constant {gap['constant']:g}"
-    return name if gap["nystrom_landmarks"] is None else f"{name} ({gap['nystrom_landmarks']:,} landmarks)"
+    asked = options_of(gap)
+    told = [f"gamma {asked['gamma']}"] if "gamma" in asked else []
+    told += [] if gap["nystrom_landmarks"] is None else [f"{gap['nystrom_landmarks']:,} landmarks"]
+    told += [f"seed {asked['seed']}"] if "seed" in asked else []
+    return f"{name} ({', '.join(told)})" if told else name
 
 
 def similarity(said: Result) -> Measures:

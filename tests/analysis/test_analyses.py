@@ -14,6 +14,7 @@ import pytest
 import torch
 from made_up import PLAN, made_up, run_extract
 from telling import Told
+from typer.testing import CliRunner
 
 from kdtool import data, files
 from kdtool.analysis import analyses, spooled
@@ -21,11 +22,12 @@ from kdtool.analysis import correlation as correlating
 from kdtool.analysis.analyses import GapPlan
 from kdtool.analysis.compared import CachedRows, newest_run
 from kdtool.analysis.gram import gram_gap
-from kdtool.analysis.kept import keep, read_results
+from kdtool.analysis.kept import Result, keep, read_results
 from kdtool.analysis.kernels import Kernel
 from kdtool.analysis.landmarks import Plan
 from kdtool.analysis.pairs import Asked, run_names
 from kdtool.cache import open_cache
+from kdtool.cli.commands import app
 from kdtool.engine import checkpoint
 from kdtool.engine.distill import DistillConfig, distill
 from kdtool.engine.folder import Workspace
@@ -36,6 +38,7 @@ from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import method
 from kdtool.models import create
 from kdtool.progress import Silent, StopRequest
+from kdtool.workflows.report_again import words_of
 from kdtool.workflows.reproduce.measures import ANALYSES
 
 SILENT = Silent()
@@ -458,3 +461,51 @@ def flat(value: object) -> list[float]:
 def test_ranks_alone_add_nothing() -> None:
     values = np.arange(3.0)
     assert Alone().summed(values) is values
+
+
+ASKED_FOR = (
+    "gram-gap",
+    "gram-gap --kernel rbf --gamma 0.25 --algorithm nystrom --landmarks 9 --seed 3",
+    "gram-gap --kernel polynomial --degree 2 --constant 0.5 --by-class",
+    "bounds --kind random --kind class --count 5 --rank 2 --seed 1",
+    "spectrum --kind kmeans --per-class 2 --draws 1",
+    "correlation --images 30",
+    "similarity --temperature 4.0 --seed 2",
+)
+
+
+@pytest.mark.parametrize("words", ASKED_FOR)
+def test_the_words_that_a_result_keeps_ask_for_it_again(words: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(48) % 4
+    for name, array in (("s", random.normal(size=(48, 4))), ("t", random.normal(size=(48, 4))), ("y", labels)):
+        np.save(tmp_path / f"{name}.npy", array)
+    places = [str(tmp_path / "s.npy"), "--teacher", str(tmp_path / "t.npy"), "--labels", str(tmp_path / "y.npy")]
+    layer = [] if words.startswith("correlation") else ["--layer", "after_fc"]
+
+    def asked(line: list[str]) -> list[Result]:
+        found = CliRunner().invoke(app, ["analyze", *line, *layer, *places, "--json", "--folder", str(tmp_path)])
+        assert found.exit_code == 0, found.output
+        results: list[Result] = json.loads(found.stdout)["results"]
+        return results
+
+    first = asked(words.split())
+    again = words_of(words.split()[0], {**first[0], "part": "train"})
+    assert sorted(again[2:]) == sorted(words.split())
+    assert asked(again[2:]) == first
+
+
+def test_losses_with_two_gammas_and_from_landmarks_stand_beside_one_another(workspace: Workspace) -> None:
+    run = workspace.runs / "plain"
+    plans = (
+        GapPlan(),
+        *(GapPlan(Kernel("rbf"), "nystrom", landmarks=8, seed=seed) for seed in (0, 1)),
+        *(GapPlan(Kernel("rbf", gamma)) for gamma in (None, 0.5, 2.0)),
+    )
+    found = [
+        result for plan in plans for result in analyses.gram_gap(workspace, Asked((run,), ("before_fc",)), plan, SILENT)
+    ]
+    held = [result for result in read_results(run, "gram-gap") if result["layer"] == "before_fc"]
+    for result in json.loads(json.dumps(found)):
+        assert result in held
+    assert len({result["loss"] for result in found}) == len(plans)

@@ -41,7 +41,10 @@ S, T, Y = small()
 SETS = list(landmark_sets(S, T, Y, Plan(("class",))).values())
 SIMILAR = {"cka": asdict(linear_cka(S, T)), "rsa": asdict(rsa(S, T)), "predictions": asdict(predictions(S, T, Y))}
 FOUND = {
-    "gram-gap": [asdict(gram_gap(S, T, labels=Y)), asdict(gram_gap(S, T, kernel="cosine"))],
+    "gram-gap": [
+        {**asdict(gram_gap(S, T, labels=Y)), "options": {"by-class": True}},
+        {**asdict(gram_gap(S, T, kernel="cosine")), "options": {"kernel": "cosine"}},
+    ],
     "bounds": [asdict(bounds(S, T, found, pairs=20)) for found in SETS],
     "spectrum": [asdict(spectrum(S, T, SETS, Y, draws=2))],
     "landmarks": [asdict(training(iter([("fit", 1, T * 0), ("fit", 2, S)]), T, Y, Plan(("class",))))],
@@ -469,13 +472,19 @@ def test_what_older_runs_do_not_say_is_left_out(runs):
 def test_commands_of_analyses_say_which(runs):
     analyse(runs / "kda")
     analyse(runs / "none", "gram-gap")
-    about = {"kernel": "rbf", "nystrom_landmarks": 50, "seed": 0, "algorithm": "nystrom"}
-    keep(runs / "kda", "gram-gap", [gap(runs / "kda", "before_fc", 0.1, **about)])
+    for gamma in (0.5, 1e-05):
+        asked = {"kernel": "rbf", "gamma": gamma, "algorithm": "nystrom", "landmarks": 50}
+        told = {"kernel": "rbf", "nystrom_landmarks": 50, "seed": 0, "algorithm": "nystrom", "options": asked}
+        keep(runs / "kda", "gram-gap", [gap(runs / "kda", "before_fc", 0.1, **told)])
+    kinds = {"kind": ["class", "random"], "rank": 3}
+    keep(runs / "kda", "bounds", [{**FOUND["bounds"][0], **about(runs / "kda"), "options": kinds}])
     text = " ".join(read(write_report([runs], runs / "report.html")).text)
     for line in (
         "kdtool analyze gram-gap --part test --by-class --layer after_fc runs/kda runs/none",
         "kdtool analyze gram-gap --part test --kernel cosine --layer after_fc runs/kda runs/none",
-        "kdtool analyze gram-gap --kernel rbf --algorithm nystrom --landmarks 50 --seed 0 --layer before_fc runs/kda",
+        "kdtool analyze gram-gap --algorithm nystrom --gamma 0.5 --kernel rbf --landmarks 50 --layer before_fc",
+        "kdtool analyze gram-gap --algorithm nystrom --gamma 1e-05 --kernel rbf --landmarks 50 --layer before_fc",
+        "kdtool analyze bounds --kind class --kind random --rank 3 --layer before_fc runs/kda",
         "kdtool analyze correlation --part test runs/kda",
         "kdtool analyze similarity --part test --layer after_fc runs/kda",
     ):

@@ -12,6 +12,7 @@ from kdtool.analysis.classes import EQUAL
 from kdtool.analysis.figures import bars, classes
 from kdtool.analysis.figures.about import Result, grouped, place, runs
 from kdtool.analysis.figures.sheets import sheet
+from kdtool.analysis.kept import options_of
 from kdtool.analysis.plots import look, short
 
 if TYPE_CHECKING:
@@ -72,9 +73,11 @@ def what(result: Result) -> str:
 
 
 def kernel(result: Result) -> str:
-    """The kernel where it is not linear."""
+    """The kernel where it is not linear, and how it was approximated."""
     if result["kernel"] == "linear":
         return ""
-    landmarks, degree = result["nystrom_landmarks"], result.get("degree")
+    landmarks, degree, asked = result["nystrom_landmarks"], result.get("degree"), options_of(result)
     of = f" of degree {degree}, constant {result['constant']:g}" if degree is not None else ""
-    return f"{result['kernel']} kernel{of}" + (f", {landmarks:,} landmarks" if landmarks else "")
+    told = [f"{landmarks:,} landmarks"] if landmarks else []
+    told += [f"{name} {asked[name]}" for name in ("gamma", "seed") if name in asked]
+    return ", ".join([f"{result['kernel']} kernel{of}", *told])
