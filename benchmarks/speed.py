@@ -102,8 +102,8 @@ def plain_table(figures: list[dict[str, Any]]) -> list[str]:
     for found in figures:
         unit = "" if found["unit"] == "ratio" else f" {found['unit']}"
         adds = found["details"].get("multiply_adds_live_over_cached")
-        more = f"; multiply-adds {adds:.2f}" if adds else ""
-        lines.append(f"| {found['what']} | {found['value']:,.3g}{unit} | {goal(found)}{more} |")
+        told = "; ".join(filter(None, (goal(found), f"multiply-adds {adds:.2f}" if adds else "")))
+        lines.append(f"| {found['what']} | {found['value']:,.3g}{unit} | {told} |")
     return lines
 
 

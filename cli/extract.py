@@ -30,11 +30,12 @@ Students = Annotated[
         "--student",
         metavar="NETWORK",
         autocompletion=complete.networks,
-        help="Student that the methods are for; repeat.",
+        help="Student that the methods are for; repeat.  [default: kdtool.toml's]",
     ),
 ]
 Views = Annotated[
-    str | None, typer.Option("--views", metavar="N|all", help="Augmented views of every image, or all.  [default: 8]")
+    str | None,
+    typer.Option("--views", metavar="N|all", help="Augmented views.  [default: kdtool.toml's, or the cache's]"),
 ]
 Grid = Annotated[
     int | None, typer.Option("--batch", metavar="N", help="Batch of the teacher, fixed at creation.  [default: 256]")

@@ -28,7 +28,10 @@ DataFolder = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu or cuda.  [default: auto]"
+        "--device",
+        metavar="DEVICE",
+        autocompletion=complete.devices,
+        help="auto, cpu or cuda[:N].  [default: auto]",
     ),
 ]
 Precision = Annotated[

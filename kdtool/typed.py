@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from kdtool.errors import UsageError
 
@@ -39,10 +40,10 @@ def fits(value: Any, kind: Any) -> bool:
         many = origin is not tuple or parts[-1] is Ellipsis
         kinds = parts[:1] * len(value) if many and isinstance(value, tuple | list) else parts
         return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(fits, value, kinds))
-    if origin is Mapping:
+    if origin in (Mapping, dict):
         return isinstance(value, Mapping) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
-    if parts:
+    if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
-    return not isinstance(kind, type) or isinstance(value, kind)
+    return kind is Any or parts != () or not isinstance(kind, type) or isinstance(value, kind)

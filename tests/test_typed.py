@@ -1,7 +1,7 @@
 """Configurations made in Python: what their fields do not stand for is refused where it is written, by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,20 @@ def test_annotations_that_only_type_checkers_read_are_left_to_them() -> None:
         how: "Unseen" = 1  # noqa: F821
 
     check_types(Mine())
+
+
+def test_annotations_of_other_kinds_are_not_looked_at() -> None:
+    @dataclass(frozen=True)
+    class Mine(KD):
+        extra: Any = None
+        table: dict[str, float] = field(default_factory=dict)
+        names: set[str] = field(default_factory=set)
+        either: dict[str, Any] | None = None
+
+    for extra in (None, 1, "x"):
+        check_types(Mine(extra=extra, table={"a": 1.0}, names={"a"}, either={"a": extra}))
+    with pytest.raises(UsageError, match=r"Mine: table is of type dict\[str, float\]"):
+        check_types(Mine(table={"a": "x"}))  # type: ignore[dict-item]
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from kdtool.cache import open_cache
-from kdtool.data import DATASETS
+from kdtool.data import DATASETS, Dataset
 from kdtool.engine.folder import Workspace
 from kdtool.errors import DamageError, HeldError, IdentityError, Stopped, UsageError
+from kdtool.models import create
 from kdtool.progress import Silent, StopRequest
 from kdtool.workflows.reproduce import ahead, plans, tables, work
 from kdtool.workflows.reproduce.plans import plan
@@ -333,7 +335,8 @@ def test_a_student_and_an_early_checkpoint_become_teachers(tmp_path: Path, made:
     assert of["after"]["sha256"] == json.loads(student.read_text())["weights_sha256"]
     assert of["after"]["network"] == "resnet8"
     assert [line.seeds for line in tables.lines(recipe, Results(tmp_path / "rows"))] == [1, 1]
-    found = {one.group: one for one in plan(made("other"), [(recipe, recipe.cells, 1)])}
+    anew = replace(made("other"), results=Results(tmp_path / "other rows"))
+    found = {one.group: one for one in plan(anew, [(recipe, recipe.cells, 1)])}
     assert {name: (one.tasks, one.bytes > 0) for name, one in found.items()} == {
         "first": (1, True),  # the student that becomes a teacher
         "early": (1, True),
@@ -1047,3 +1050,135 @@ def test_a_recipe_is_shown_in_options_that_there_are(typed: Typed) -> None:
     assert "[recipe] epochs = 100" in flat
     assert "--from " in flat
     assert not [word for word in ("--initial", "--recipe epochs", "--head-learning-rate") if word in flat]
+
+
+# Where teachers come from
+
+
+def test_a_teacher_that_is_taken_as_it_is_trains_nothing(
+    tmp_path: Path, made: Made, whole: tuple[Path, Recipe]
+) -> None:
+    shutil.copy(whole[0] / "work/tiny/teacher.safetensors", tmp_path / "w.safetensors")
+    taken = 'teach = { data = "made_up", network = "resnet8", initial = "w.safetensors", as_is = true, views = 2 }\n'
+    text = RECIPE.replace(next(line + "\n" for line in RECIPE.splitlines() if line.startswith("teach = ")), taken)
+    recipe = written(tmp_path, text)
+    (planned,) = plan(made(), [(recipe, recipe.cells[:1], 1)])
+    assert planned.teach_hours == 0
+    replace(made(), weights=tmp_path).run([(recipe, recipe.cells[:1], 1)])
+    record, result = (
+        json.loads((tmp_path / "work/tiny" / name).read_text()) for name in ("teacher.json", "runs/teacher/result.json")
+    )
+    assert record["sha256"] == json.loads((whole[0] / "work/tiny/teacher.json").read_text())["sha256"]
+    assert result["epochs"] == 0
+
+
+def test_a_copied_teacher_finds_the_data_where_the_recipe_says(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def only_there(folder: Path) -> Dataset:
+        assert folder.resolve() == tmp_path / "images"
+        return made_up(folder)
+
+    monkeypatch.setitem(DATASETS, "made_up", only_there)
+    recipe = written(tmp_path, RECIPE.replace('data = "made_up",', 'data = "made_up", data_folder = "images",'))
+    made().run([(recipe, [recipe.cells[0], recipe.cells[4]], 1)])
+    made("elsewhere").run([(recipe, [recipe.cells[1], recipe.cells[5]], 1)])  # with the teacher that was kept
+    assert [len(Results(tmp_path / "rows").rows(group)) for group in ("tiny", "tiny-few")] == [2, 2]
+
+
+@pytest.mark.parametrize("lost", ["elsewhere", "removed"])
+def test_teachers_before_one_that_is_there_are_not_made_again(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    recipe = written(tmp_path, CHAIN)
+    cells = [cell for cell in recipe.cells if cell.group == "after"]
+    made().run([(recipe, cells, 1)])
+    if lost == "elsewhere":
+        shutil.rmtree(tmp_path / "work")
+        shutil.rmtree(tmp_path / "rows/first")
+    else:
+        shutil.rmtree(tmp_path / "work/first")
+    assert [one.group for one in plan(made(), [(recipe, cells, 2)])] == ["after"]
+    monkeypatch.delattr(work, "teach")
+    made().run([(recipe, cells, 2)])
+    rows = Results(tmp_path / "rows").rows("after")
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert len({row["teacher"]["sha256"] for row in rows}) == 1
+    assert not (tmp_path / "work/first").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("precision = ", 'student = "resnetx", precision = ', "resnetx"),
+        ("precision = ", 'freeze = ["layer9"], precision = ', "layer9"),
+        ("precision = ", "sync_bn = true, precision = ", "GPUs"),
+        ("precision = ", 'initial = "other.safetensors", precision = ', "holds the weights of another network"),
+    ],
+)
+def test_a_teacher_that_cannot_be_trained_is_refused_before_the_first_one_is(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, old: str, new: str, words: str
+) -> None:
+    monkeypatch.delattr(work, "teach")
+    save_file(create("resnet14", 4).state_dict(), tmp_path / "other.safetensors")
+    teach = next(line for line in RECIPE.splitlines() if line.startswith("teach = "))
+    second = f"[group.second]\n{teach.replace(old, new, 1)}\n\n[[pair]]\nrow = 'second'\ngroup = 'second'\n\n[[pair]]"
+    recipe = written(tmp_path, RECIPE.replace("[[pair]]", second, 1))
+    with pytest.raises(UsageError, match=words):
+        replace(made(), weights=tmp_path).run([(recipe, recipe.cells, 1)])
+    assert not (tmp_path / "work/tiny/runs").exists()
+
+
+def test_a_skipped_cell_may_name_a_group_that_there_is_not(
+    tmp_path: Path, made: Made, whole: tuple[Path, Recipe]
+) -> None:
+    shutil.copytree(whole[0] / "rows", tmp_path / "rows")
+    later = '[[pair]]\nrow = "later"\ngroup = "later"\nskip = "no data yet"\n\n[[method]]'
+    recipe = written(tmp_path, RECIPE.replace("[[method]]", later, 1))
+    assert made().run([(recipe, recipe.cells, 2)]) == 0
+    found = [line for line in tables.lines(recipe, Results(tmp_path / "rows")) if line.row == "later"]
+    assert {line.note for line in found} == {"no data yet", "ONE trains without a fixed teacher"}
+
+
+def test_a_key_that_other_cells_store_may_be_named_where_they_are_done(tmp_path: Path, made: Made) -> None:
+    at = RECIPE.replace('column = "none"\ndistill = { method = "none" }', 'column = "AT"\ndistill = { method = "at" }')
+    text = at.replace(
+        "{ batch = 16 }", '{ batch = 16, dtype = ["stage1.attention=float32"], clean = ["stage1.attention"] }'
+    )
+    recipe = written(tmp_path, text)
+    assert [cell.column for cell in recipe.cells[:2]] == ["AT", "KD"]
+    made().run([(recipe, recipe.cells[1:2], 1)])
+    cache = open_cache(tmp_path / "work/tiny/cache.zarr")
+    assert "stage1.attention" not in cache.contents
+    made().run([(recipe, recipe.cells[:2], 1)])
+    cache = open_cache(tmp_path / "work/tiny/cache.zarr")
+    assert cache.array("train", "stage1.attention", "values").dtype == "float32"
+    assert cache.views("stage1.attention") == 2
+    wrong = written(tmp_path, text.replace('clean = ["stage1.attention"]', 'clean = ["stage1.atention"]'))
+    with pytest.raises(UsageError, match="atention: this extract stores no such key"):
+        made("other").run([(wrong, wrong.cells[1:2], 1)])
+
+
+def test_nothing_left_takes_no_hours(
+    whole: tuple[Path, Recipe], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    for kept in (tmp_path / "rows").glob("*/*/teacher"):
+        shutil.rmtree(kept)
+    monkeypatch.setattr(plans.Clock, "_timed", lambda *_: 1.0)
+    for one in plan(made(), [(recipe, recipe.cells, 2)]):
+        assert (one.left, one.teach_hours, one.extract_hours, one.distill_hours) == (0, 0, 0, 0)
+    more = {one.group: one for one in plan(made(), [(recipe, recipe.cells, 3)])}
+    assert more["tiny"].teach_hours > 0 == more["tiny-few"].teach_hours
+    assert more["tiny-few"].extract_hours > 0
+
+
+def test_an_open_search_of_several_recipes_is_counted_once(tmp_path: Path, made: Made) -> None:
+    (tmp_path / "other.toml").write_text(SEARCH.replace('column = "KD"', 'column = "KD again"'))
+    recipe, other = written(tmp_path, SEARCH), load(str(tmp_path / "other.toml"))
+    (found,) = plan(made(), [(recipe, recipe.cells, 2), (other, other.cells, 3)])
+    assert (found.tasks, found.left) == (6, 6)  # four points, and two more seeds of the one that will be chosen

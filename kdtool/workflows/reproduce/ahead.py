@@ -21,9 +21,9 @@ from kdtool.engine.device import choose_precision
 from kdtool.engine.distill import needs_of, seen_in, staged
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
-from kdtool.engine.job import check_schedule, seeded, stage_recipe, teacher_seed
-from kdtool.engine.prepare import ExtractConfig, prepare
-from kdtool.engine.teach import TeachConfig, about, defaults, read_lesson
+from kdtool.engine.job import check_schedule, stage_recipe
+from kdtool.engine.prepare import ExtractConfig, check_keys, prepare
+from kdtool.engine.teach import TeachConfig, about, check_names, defaults, first_weights, read_lesson
 from kdtool.engine.workspace import write_teacher
 from kdtool.errors import UsageError, unknown
 from kdtool.models import check_name, create, tap_shapes
@@ -52,10 +52,9 @@ def check(recipe: Recipe) -> None:
             choose_precision(precision, torch.device("cpu"))
         if group.early:
             check_early(recipe, group)
-        asked = [after(recipe, group)] if group.after else []
-        check_name(found.network)
-        for task in asked:
-            check_student(recipe, task)
+        check_names(found)
+        if group.after:
+            check_student(recipe, after(recipe, group))
     for cell in recipe.cells:
         search = searched(recipe, cell, []) if not cell.skip else None
         for task in [*tasks(recipe, cell, 1, []), *(search.tried if search else ())]:
@@ -123,36 +122,52 @@ def after(recipe: Recipe, group: Group) -> Task:
 
 
 def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], progress: Progress) -> Extraction:
-    """One extract of what all tasks need, of all of their students; of those beside a living teacher only the fits."""
+    """One extract of what all tasks need, of all of their students; of those beside a living teacher only the fits.
+
+    Of `clean` and `dtypes` of the base, what these tasks store: other tasks of the group may be done.
+    """
+    plain = replace(base, clean=(), dtypes={})
     asked: dict[tuple[str, bool], ExtractConfig] = {}
     for task in todo:
         config = task.config
         if config is not None and config.methods:
             name = (files.canonical([config.student, dict(config.taps)]), task.live)
-            known = asked.get(name, replace(base, students=(config.student,), taps=config.taps))
+            known = asked.get(name, replace(plain, students=(config.student,), taps=config.taps))
             asked[name] = replace(known, methods=tuple(dict.fromkeys((*known.methods, *config.methods))))
     jobs = {name: prepare(workspace, config, progress) for name, config in asked.items()}
     stored = [job for (_, live), job in jobs.items() if not live]
-    stored = stored or [prepare(workspace, replace(base, without=("srm",)), progress)]
+    stored = stored or [prepare(workspace, replace(plain, without=("srm",)), progress)]
     together = [*stored, *jobs.values()]
     needed = [target.fit for job in together for target in job.targets if target.fit is not None]
+    targets = by_key([target for job in stored for target in job.targets])
     return replace(
         stored[0],
-        targets=tuple(by_key([target for job in stored for target in job.targets]).values()),
+        targets=tuple(targets.values()),
         fits=tuple({fit.key: fit for fit in [*(fit for job in together for fit in job.fits), *needed]}.values()),
         validated=tuple(dict.fromkeys(key for job in stored for key in job.validated)),
+        clean=tuple(key for key in base.clean if key in targets),
+        dtypes={key: dtype for key, dtype in base.dtypes.items() if not key or key in targets},
     )
 
 
 def foreseen(
-    workspace: Workspace | None, lesson: TeachConfig, base: ExtractConfig, todo: Sequence[Task], progress: Progress
+    workspace: Workspace | None,
+    lesson: TeachConfig,
+    base: ExtractConfig,
+    todo: Sequence[Task],
+    every: Sequence[Task],
+    progress: Progress,
 ) -> Extraction:
     """The extract of what a group's tasks need, of its teacher; for None of one that nobody has trained.
 
-    UsageError for a student that does not fit this teacher or its schedule.
+    every: all tasks of the group, one of which has to store what `clean` and `dtypes` name. UsageError for a student
+    that does not fit this teacher or its schedule, and for weights that do not fit the teacher.
     """
     with tempfile.TemporaryDirectory() as folder:
-        job = merged(workspace or untrained(lesson, Path(folder), progress), base, todo, progress)
+        place = workspace or untrained(lesson, Path(folder), progress)
+        if base.clean or base.dtypes:
+            check_keys(base, [target.key for target in merged(place, base, every, progress).targets])
+        job = merged(place, base, todo, progress)
     trained_epochs(todo, job)
     return job
 
@@ -196,10 +211,9 @@ def trained_epochs(todo: Iterable[Task], job: Extraction) -> dict[str, int]:
 
 
 def untrained(lesson: TeachConfig, folder: Path, progress: Progress) -> Workspace:
-    """A working folder with the teacher's network as nobody has trained it: what is stored of it takes as much."""
+    """A working folder with the teacher's network as its training begins: what is stored of it takes as much."""
     found = read_lesson(lesson, progress)
-    with seeded(teacher_seed(lesson.seed)):
-        model = create(lesson.network, found.data.classes, lesson.taps)
+    model, _, _ = first_weights(lesson, found)
     workspace = Workspace(folder)
     record = write_teacher(workspace.teacher, model, found.split, about(lesson, found, model, 0.0))
     workspace.write(defaults(workspace, lesson, found, record))

@@ -7,7 +7,7 @@ hours: what fits learn, methods' own arithmetic, analyses, probes and evaluation
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,6 @@ from kdtool.engine.job import seeded
 from kdtool.models import create
 from kdtool.workflows.reproduce.ahead import after, check, trained_epochs
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
-from kdtool.workflows.reproduce.rows import Row
 from kdtool.workflows.reproduce.tasks import Task, basis_of, counted
 from kdtool.workflows.reproduce.work import Work, by_group, done
 
@@ -59,72 +58,76 @@ def plan(work: Work, asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> lis
     found: dict[str, Asked] = {}
     for recipe, cells, seeds in asked:
         check(recipe)
-        groups = {group.name: group for cell in cells if not cell.skip for group in recipe.chain(cell.group)}
-        for name, group in groups.items():
-            own_cells = by_group(cells).get(name, [])
-            rows = work.standing(recipe, own_cells, seeds) if own_cells else work.rows(recipe, name)
+
+        def of(name: str, recipe: Recipe = recipe) -> Asked:
+            return found.setdefault(basis_of(recipe, name), Asked(recipe, recipe.groups[name]))
+
+        for name, own_cells in by_group(cells).items():
+            rows = work.standing(recipe, own_cells, seeds)
             tasks, more = counted(recipe, own_cells, seeds, rows)
-            needed = [
-                after(recipe, other)
-                for other in groups.values()
-                if other.after and other.before == name and not work.workspace(other.name).teacher.exists()
-            ]
-            own = found.setdefault(basis_of(recipe, name), Asked(recipe, group, rows))
-            own.tasks |= {**tasks, **{task.key: task for task in needed}}
+            todo = {key: task for key, task in tasks.items() if not done(task, rows)}
+            links = work.links(recipe, name) if todo or more else []
+            for link in links:
+                of(link.name).needed = True
+            for task in (after(recipe, link) for link in links[1:] if link.after):
+                of(task.group).add({task.key: task}, {task.key: task})
+            own = of(name)
+            own.add(tasks, todo)
             own.cells += own_cells
-            own.more += more
+            own.more |= {search: max(left, own.more.get(search, 0)) for search, left in more.items()}
     return [_plan(work, one) for one in found.values()]
 
 
 @dataclass
 class Asked:
-    """What recipes ask of one group. tasks: by their keys; cells: that ask for them; more: what searches will name."""
+    """What recipes ask of one group.
+
+    tasks: by their keys; todo: of them, those without rows; cells: that ask for them; more: students that open searches
+    will name. needed: whether the teacher is, since something is left to be run.
+    """
 
     recipe: Recipe
     group: Group
-    rows: Sequence[Row]
     tasks: dict[str, Task] = field(default_factory=dict)
+    todo: dict[str, Task] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
-    more: int = 0
+    more: dict[tuple[str, ...], int] = field(default_factory=dict)
+    needed: bool = False
+
+    def add(self, tasks: Mapping[str, Task], todo: Mapping[str, Task]) -> None:
+        """Adds tasks about students."""
+        self.tasks |= {key: task for key, task in tasks.items() if task.config}
+        self.todo |= {key: task for key, task in todo.items() if task.config}
 
 
 def _plan(work: Work, asked: Asked) -> Plan:
-    recipe, group = asked.recipe, asked.group
-    tasks = {key: task for key, task in asked.tasks.items() if task.config}
-    todo = [task for task in tasks.values() if not done(task, asked.rows)]
+    recipe, group, tasks, todo = asked.recipe, asked.group, list(asked.tasks.values()), list(asked.todo.values())
     students = list({task.name: task for task in todo}.values())  # a student may have several probes
-    lesson = work.lesson(recipe, group)
-    workspace, teach_epochs = work.workspace(group.name), 0
-    if not workspace.teacher.exists():
-        kept = work.results.kept_teacher(group.name, recipe.basis(group.name))
-        teach_epochs = lesson.recipe.epochs if group.teach and not kept else 0
-    job = work.foreseen(recipe, group, list(tasks.values()), asked.cells)
+    lesson, workspace, more = work.lesson(recipe, group), work.workspace(group.name), sum(asked.more.values())
+    trained = asked.needed and group.teach and not lesson.as_is and not work.has_teacher(recipe, group)
+    job = work.foreseen(recipe, group, tasks, asked.cells)
     known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
     stored = sizes.rows(job, known, sizes.fit_results(job, known)) if tasks else []
     size, unwritten = (sum(row[name] for row in stored) for name in ("bytes", "bytes_to_write"))
     images = job.layout.samples["train"] / HOUR
     clock = Clock(choose_device(work.device), job.layout.classes, tuple(job.identity["data"]["image_shape"]))
     answer = clock.forward(lesson.network)
-    epochs = trained_epochs(students, job)
+    epochs, teach_epochs = trained_epochs(students, job), lesson.recipe.epochs if trained else 0
     steps = sum(epochs[task.name] * clock.step(task.config.student) for task in students if task.config)
-    answers = {live: sum(epochs[task.name] for task in students if task.live == live and taught(task)) for live in LIVE}
+    taught = [task for task in students if task.config and task.config.methods]
+    answers = {live: sum(epochs[task.name] for task in taught if task.live == live) for live in LIVE}
     return Plan(
         group=group.name,
         teacher=lesson.network,
-        tasks=len(tasks) + asked.more,
-        left=len(todo) + asked.more,
+        tasks=len(tasks) + more,
+        left=len(todo) + more,
         teach_hours=teach_epochs * images * clock.step(lesson.network) if teach_epochs else 0.0,
-        extract_hours=job.views * images * answer * (unwritten / size if size else 0.0),
+        extract_hours=job.views * images * answer * (unwritten / size) if size and todo else 0.0,
         distill_hours=images * (steps + answers[True] * answer),
         live_hours=images * answers[False] * answer,
         bytes=size,
         held=size - unwritten,
     )
-
-
-def taught(task: Task) -> bool:
-    """Whether a task has a teacher."""
-    return bool(task.config and task.config.methods)
 
 
 @dataclass

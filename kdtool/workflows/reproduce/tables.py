@@ -102,7 +102,7 @@ def _line(
     return Line(
         row=cell.row,
         column=cell.column,
-        group=recipe.root(cell.group) if cell.group else "",
+        group=recipe.root(cell.group) if cell.group in recipe.groups else "",
         teacher=teacher[:DIGITS],
         seeds=len(values),
         mean=mean,
@@ -277,7 +277,7 @@ def _finished(recipe: Recipe, results: Results) -> tuple[int, int]:
         finished = []
         for own in by_teacher(rows).values() or [[]]:
             keys, more = counted(recipe, cells, recipe.seeds, own)
-            finished.append((sum(row["key"] in keys for row in own), len(keys) + more))
+            finished.append((sum(row["key"] in keys for row in own), len(keys) + sum(more.values())))
         most, of = max(finished)
         there, asked = there + most, asked + of
     return there, asked

@@ -154,13 +154,18 @@ def wanted(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row
     return {task.key: task for cell in cells for task in tasks(recipe, cell, seeds, rows)}
 
 
-def counted(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row]) -> tuple[dict[str, Task], int]:
-    """All tasks of several cells, those of their searches among them; and how many more an open search will name."""
+def counted(
+    recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row]
+) -> tuple[dict[str, Task], dict[tuple[str, ...], int]]:
+    """All tasks of several cells, those of their searches among them; and how many more every open search will name.
+
+    A search is told from others by the keys of what it tries.
+    """
     searches = [found for cell in cells if not cell.skip and (found := searched(recipe, cell, rows))]
     tried = {task.key: task for search in searches for task in search.tried}
-    open_ones = sum(search.chosen is None for search in searches)
-    left = open_ones * max(0, seeds - recipe.search_seeds)  # the others are among those tried
-    return {**tried, **wanted(recipe, cells, seeds, rows)}, left
+    left = max(0, seeds - recipe.search_seeds)  # the others are among those tried
+    more = {tuple(task.key for task in search.tried): left for search in searches if search.chosen is None}
+    return {**tried, **wanted(recipe, cells, seeds, rows)}, more
 
 
 def with_options(distill: Table, options: Mapping[str, Any]) -> Table:

@@ -39,7 +39,7 @@ from kdtool.workflows.reproduce.ahead import after, check, check_probes, foresee
 from kdtool.workflows.reproduce.measures import ANALYSES
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import DIGITS, ORIGIN, Results, Row, copy_teacher
-from kdtool.workflows.reproduce.tasks import Task, counted, no_validation, searched, share_of, wanted
+from kdtool.workflows.reproduce.tasks import Task, counted, no_validation, searched, share_of, tasks, wanted
 
 T = TypeVar("T")
 DIVERGED: dict[str, Any] = {  # what is known of a student whose training came to infinite or NaN numbers
@@ -89,7 +89,7 @@ class Work:
             for group, chosen in groups.items():
                 if todo := self._todo(recipe, chosen, seeds):
                     self._run_all(recipe, group, todo)
-            waiting = sum(1 for cell in cells if _searching(recipe, cell, self.rows(recipe, cell.group)))
+            waiting = sum(_searching(recipe, chosen, self.rows(recipe, group)) for group, chosen in groups.items())
             if not any(self._todo(recipe, chosen, seeds) for chosen in groups.values()):
                 return waiting
 
@@ -102,29 +102,41 @@ class Work:
             if not rows and (lost := self.rows(recipe, name)):
                 teacher = lost[0]["teacher"]["sha256"][:DIGITS]
                 self.progress.note(f"{name}: {len(lost)} rows are of the teacher {teacher}, which is not here any more")
-            for group in recipe.chain(name) if todo else ():
+            links = self.links(recipe, name) if todo else []
+            for group in links:
                 asked.setdefault(group.name, [])
-                if group.after and not self.workspace(group.name).teacher.exists():
-                    asked[group.before].append(after(recipe, group))
+            for group in links[1:]:
+                asked[group.before] += [after(recipe, group)] if group.after else []
             if todo:
                 asked[name] += todo
-        for name, tasks in asked.items():
+        for name, todo in asked.items():
             group = recipe.groups[name]
-            if group.teach and not self._made(group) and not self.results.kept_teacher(name, recipe.basis(name)):
-                self._first_weights(recipe, group)
-            self.foreseen(recipe, group, tasks, groups.get(name, ()))
+            trained = group.teach and not self.has_teacher(recipe, group)
+            initial = self._first_weights(recipe, group) if trained else None
+            self.foreseen(recipe, group, todo, groups.get(name, ()), initial)
 
-    def foreseen(self, recipe: Recipe, group: Group, todo: Sequence[Task], cells: Sequence[Cell] = ()) -> Extraction:
+    def foreseen(
+        self,
+        recipe: Recipe,
+        group: Group,
+        todo: Sequence[Task],
+        cells: Sequence[Cell] = (),
+        initial: str | None = None,
+    ) -> Extraction:
         """The extract of what a group's tasks need; UsageError for what could not be run. See `ahead.foreseen`.
 
-        cells: of the group, some of which may search; IdentityError where its folder holds the teacher of another
-        recipe.
+        cells: of the group, some of which may search; initial: file of weights that its teacher will begin from.
+        IdentityError where its folder holds the teacher of another recipe.
         """
         self._origin(recipe, group)
         workspace = self.workspace(group.name) if self._made(group) else None
-        for config in (task.config for task in todo if task.config):
-            check_sync_bn(config.sync_bn, choose_device(self.device))
-        job = foreseen(workspace, self.lesson(recipe, group), self.extracting(group), todo, self.progress)
+        lesson, device = self.lesson(recipe, group), choose_device(self.device)
+        configs = [task.config for task in todo if task.config]
+        for sync_bn in (lesson.sync_bn, *(config.sync_bn for config in configs)):
+            check_sync_bn(sync_bn, device)
+        lesson = replace(lesson, initial=initial, as_is=lesson.as_is and initial is not None)
+        every = [task for cell in recipe.cells if cell.group == group.name for task in tasks(recipe, cell, 1, [])]
+        job = foreseen(workspace, lesson, self.extracting(group), todo, every, self.progress)
         check_probes(todo, job, self._data, self.progress)
         searching = [cell for cell in cells if cell.search]
         if searching and "validation" not in job.layout.samples:
@@ -134,6 +146,19 @@ class Work:
     def _made(self, group: Group) -> bool:
         """Whether the teacher of a group is here."""
         return (self.folder / group.name / ORIGIN).exists() and self.workspace(group.name).teacher.exists()
+
+    def has_teacher(self, recipe: Recipe, group: Group) -> bool:
+        """Whether the teacher of a group is here, or was kept with the rows."""
+        return self._made(group) or self.results.kept_teacher(group.name, recipe.basis(group.name)) is not None
+
+    def links(self, recipe: Recipe, name: str) -> list[Group]:
+        """The groups whose teachers a group's own comes from, from the last on that has one; the group itself is last.
+
+        What lies before that is not asked for again.
+        """
+        chain = list(recipe.chain(name))
+        there = [number for number, group in enumerate(chain) if self.has_teacher(recipe, group)]
+        return chain[max(there, default=0) :]
 
     def _todo(self, recipe: Recipe, cells: Sequence[Cell], seeds: int) -> list[Task]:
         """This share's tasks that have no row, each once; the first seed of all cells before the second of any."""
@@ -238,12 +263,11 @@ class Work:
     def _data(self) -> str | None:
         return str(self.data.absolute()) if self.data else None
 
-    def teacher(self, recipe: Recipe, group: Group) -> Workspace:
-        """The working folder of a group with its teacher: the one that is there, one that was kept, or a new one."""
-        for before in recipe.chain(group.name):
+    def teacher(self, recipe: Recipe, group: Group) -> None:
+        """Makes the teacher of a group, unless it is there: the one that was kept, or a new one."""
+        for before in self.links(recipe, group.name):
             with files.lock(self.folder / before.name / "group.lock", "making the teacher of"):
                 self._teacher(recipe, before)
-        return self.workspace(group.name)
 
     def _teacher(self, recipe: Recipe, group: Group) -> None:
         """Sees to it that the teacher is there; the record of its origin is written last."""
@@ -251,7 +275,7 @@ class Work:
         if held is None or not workspace.teacher.exists():
             if place := self._kept(group, origin):
                 self.progress.note(f"{group.name}: the teacher that was kept in {place}")
-                copy_teacher(Workspace.open(place), workspace.folder, origin, self._data)
+                copy_teacher(Workspace.open(place), workspace.folder, origin, self.lesson(recipe, group).data_folder)
             elif held is None or group.teacher:
                 self.progress.note(f"{group.name}: teacher")
                 self._make_teacher(recipe, group, origin)
@@ -275,17 +299,16 @@ class Work:
         return place if place and (not record.exists() or same_file(record, place / record.name)) else None
 
     def _make_teacher(self, recipe: Recipe, group: Group, origin: dict[str, Any]) -> None:
-        folder = self.folder / group.name
+        folder, lesson = self.folder / group.name, self.lesson(recipe, group)
         if group.teacher:
-            copy_teacher(self.workspace(group.teacher), folder, origin, self._data)
+            copy_teacher(self.workspace(group.teacher), folder, origin, lesson.data_folder)
             return
         if group.after:
             task = after(recipe, group)
             assert task.config is not None
             self._trained(task, task.config, self.fill(recipe.groups[task.group], [task]))
-        config = replace(
-            self.lesson(recipe, group), initial=self._first_weights(recipe, group), as_is=group.teach is None
-        )
+        as_is = lesson.as_is or group.teach is None
+        config = replace(lesson, initial=self._first_weights(recipe, group), as_is=as_is)
         teach(Workspace.open(folder), config, self.progress, self.stop)
         files.write_json(folder / ORIGIN, origin)
 
@@ -299,7 +322,8 @@ class Work:
         """What `teach` is asked for; its first weights are not looked for yet."""
         where = f"the recipe's [teach] of group {group.name}"
         config = teach_config(Values("teach", {**teaching(recipe, group), "device": self.device}, where))
-        return replace(config, data_folder=self._data or config.data_folder)
+        own = str(Path(config.data_folder).absolute()) if config.data_folder else None
+        return replace(config, data_folder=self._data or own)
 
     def _first_weights(self, recipe: Recipe, group: Group) -> str | None:
         """The file that a group's teacher begins from, or whose weights it takes as they are."""
@@ -395,6 +419,6 @@ def done(task: Task, rows: Sequence[Row]) -> bool:
     )
 
 
-def _searching(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> bool:
-    found = searched(recipe, cell, rows) if not cell.skip else None
-    return found is not None and found.chosen is None
+def _searching(recipe: Recipe, cells: Sequence[Cell], rows: Sequence[Row]) -> int:
+    """How many of a group's cells have searches that are not done."""
+    return sum(found is not None and found.chosen is None for cell in cells for found in [searched(recipe, cell, rows)])
