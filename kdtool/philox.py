@@ -11,7 +11,7 @@ import numpy.typing as npt
 SCHEME = "philox4x32-10/1"
 
 # One tag for each purpose, so that no two purposes ever read the same numbers.
-ORDER, AUGMENT, VIEWS, SPLIT, LANDMARKS, FIT, SUBSETS, LAYERS, ADAPTERS = range(9)
+ORDER, AUGMENT, VIEWS, SPLIT, LANDMARKS, FIT, SUBSETS, LAYERS, ADAPTERS, DRAWS, SELECTION = range(11)
 
 Words = npt.NDArray[np.uint32]
 

@@ -141,7 +141,7 @@ class Batch:
 
     indices (B,): positions in the train part, or in the validation part while a stage's validation loss is taken (view
     0); labels (B,); epoch and step count from 0 within the stage, which is named by `stage`. generator: on the device,
-    part of the checkpoint, for draws such as CRD's negatives.
+    seeded by the run's seed and the step, for draws such as CRD's negatives.
     """
 
     indices: torch.Tensor

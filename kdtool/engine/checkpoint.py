@@ -16,9 +16,21 @@ Tensors = dict[str, torch.Tensor]
 
 def save_weights(path: Path, model: nn.Module) -> str:
     """Writes a network's state; gives the file's SHA-256."""
-    content = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    content = save(apart(model.state_dict()))
     files.write(path, content)
     return files.sha256(content)
+
+
+def apart(tensors: Tensors) -> Tensors:
+    """The tensors in memory; one that two names share comes twice, since safetensors refuses to write it so."""
+    found: Tensors = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in places else own
+        places.add(place)
+    return found
 
 
 def holds(path: Path, sha256: str) -> bool:
@@ -87,7 +99,7 @@ def save_state(folder: Path, tensors: Tensors, plain: dict[str, Any]) -> None:
 
     A crash between the two leaves the state before in force; what no state names is removed afterwards.
     """
-    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    content = save(apart(tensors))
     digest = files.sha256(content)
     name = f"state-{digest[:16]}.safetensors"
     files.write(folder / name, content)

@@ -14,22 +14,25 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 def choose_device(name: str) -> torch.device:
     """`auto` takes the first CUDA device where there is one; a device that is not there is refused.
 
-    Each process of a `torchrun` has a CUDA device of its own, as far as there are as many.
+    Each process of a `torchrun` has a CUDA device of its own, as far as there are as many. A device that is named by
+    its number becomes torch's current one, on which events are recorded and whose generator layers draw from.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise unknown("device", name, ("auto", "cpu", "cuda")) from None
+        raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:1")) from None
     if device.type not in ("cpu", "cuda"):
-        raise unknown("device", name, ("auto", "cpu", "cuda"))
+        raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:1"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
             f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices; take another, or --device cpu"
         )
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

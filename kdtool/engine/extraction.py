@@ -141,7 +141,7 @@ def answered(
         return Landing(rows, finite, exact)
     there, known = ({name: _leaving(value) for name, value in values.items()} for values in (rows, finite))
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    event.record(torch.cuda.current_stream(images.device))
     return Landing(there, known, exact, event)
 
 

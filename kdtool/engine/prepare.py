@@ -102,7 +102,7 @@ def prepare(
         known=known,
     )
     targets, fits, validated = contents(config, record, layout, data.train.labels[split.train])
-    check_keys(config, [target.key for target in targets])
+    check_keys(config, targets, fits)
     parts = {
         part: labelled(data.test if part == "test" else data.train, index, augmentation, data, device)
         for part, index in rows.items()
@@ -129,16 +129,24 @@ def prepare(
     )
 
 
-def check_keys(config: ExtractConfig, known: Sequence[str]) -> None:
+def check_keys(config: ExtractConfig, targets: Sequence[Target], fits: Sequence[Fit]) -> None:
     """Refuses options that are about keys which this extract does not store, and dtypes that it cannot store."""
+    stored = [target.key for target in targets]
     for key in config.clean:
-        if key not in known:
-            raise UsageError(f"--clean {key}: this extract stores no such key, but {', '.join(known)}")
+        if key not in stored:
+            raise UsageError(f"--clean {key}: this extract stores no such key, but {', '.join(stored)}")
+    known = {*stored, *read_keys(targets, fits)}
     for key, dtype in config.dtypes.items():
         if dtype not in FLOATS:
             raise UsageError(f"--dtype {dtype!r} is not one of {', '.join(FLOATS)}")
         if key and key not in known:
             raise UsageError(f"--dtype {key}={dtype}: this extract stores no {key}, but {', '.join(sorted(known))}")
+
+
+def read_keys(targets: Sequence[Target], fits: Sequence[Fit]) -> set[str]:
+    """The keys of what fits read, which are rounded as if they were stored."""
+    own = [target.fit for target in targets if target.fit is not None]
+    return {read.key for fit in (*fits, *own) for read in fit.reads}
 
 
 def view_count(workspace: Workspace, config: ExtractConfig, augmentation: Rule, known: Layout | None = None) -> int:

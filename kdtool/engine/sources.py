@@ -5,7 +5,7 @@ Left out: the answers that a cache holds (kdtool.engine.cached), which are equal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -31,16 +31,19 @@ def widened(rows: torch.Tensor) -> torch.Tensor:
 class Plain(Mapping[str, torch.Tensor]):
     """tap -> value as encoders and methods get it: at least float32, in memory in the order of its axes.
 
-    Whatever precision and memory format the network has. A tap that nobody asks for costs nothing.
+    Whatever precision and memory format the network has. A tap that nobody asks for costs nothing. whole: what makes
+    the value of a rank's share that of the batch.
     """
 
-    def __init__(self, taps: Mapping[str, torch.Tensor]) -> None:
-        self._taps = taps
+    def __init__(
+        self, taps: Mapping[str, torch.Tensor], whole: Callable[[torch.Tensor], torch.Tensor] = lambda value: value
+    ) -> None:
+        self._taps, self._whole = taps, whole
         self._known: dict[str, torch.Tensor] = {}
 
     def __getitem__(self, tap: str) -> torch.Tensor:
         if tap not in self._known:
-            self._known[tap] = wide(self._taps[tap]).contiguous()
+            self._known[tap] = wide(self._whole(self._taps[tap])).contiguous()
         return self._known[tap]
 
     def __iter__(self) -> Iterator[str]:

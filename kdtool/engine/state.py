@@ -23,9 +23,10 @@ CHECK_STEPS = 50  # how often a loss is looked at for NaN and infinity
 
 @dataclass
 class Running:
-    """What changes while a stage runs; all of it but `frozen` goes into the state on disk.
+    """What changes while a stage runs; all of it but `generator` and `frozen` goes into the state on disk.
 
-    frozen: the modules of the student that the stage does not train. best: the best weights on validation so far, of
+    generator: of the method's draws, seeded before each step. frozen: the modules of the student that the stage does
+    not train. best: the best weights on validation so far, of
     the student and, where the stage selects by its loss, of the adapters; best_score, best_epoch: theirs. sums: term ->
     sum over the epoch. left: what became of the stages before.
     """
@@ -47,16 +48,15 @@ class Running:
 
 
 def begin(job: Job, number: int, before: Running | None = None) -> Running:
-    """The state at the start of a stage, whose adapters and generator are seeded by the run's seed and its number."""
+    """The state at the start of a stage, whose adapters are seeded by the run's seed and its number."""
     frozen = freeze(job, job.stages[number])
     if before is None or job.stages[number - 1].discard:
         with seeded(adapter_seed(job.seed, number)):
             adapters = nn.ModuleDict({bound.method.name: bound.adapters() for bound in job.bound}).to(job.device)
     else:
         adapters = before.adapters
-    generator = torch.Generator(job.device).manual_seed(job.seed * 1_000_003 + number)
     optimizer = fresh_optimizer(job, stage_recipe(job.recipe, job.stages[number]), adapters)
-    running = Running(number, optimizer, adapters, generator, frozen)
+    running = Running(number, optimizer, adapters, torch.Generator(job.device), frozen)
     if before is not None:
         running.rows, running.seconds, running.left = before.rows, before.seconds, before.left
     return running
@@ -134,7 +134,6 @@ def _write(job: Job, running: Running, folder: RunFolder) -> None:
         **checkpoint.prefixed("optimizer", moments),
         **checkpoint.prefixed("sums", running.sums),
         **checkpoint.prefixed("best", running.best),
-        "generator": running.generator.get_state(),
     }
     plain = {
         "stage": running.stage,
@@ -167,7 +166,6 @@ def resume(job: Job, folder: RunFolder) -> Running | None:
     job.student.load_state_dict(checkpoint.selected("student", tensors))
     running.adapters.load_state_dict(checkpoint.selected("adapters", tensors))
     checkpoint.restore_optimizer(running.optimizer, checkpoint.selected("optimizer", tensors), plain["optimizer"])
-    running.generator.set_state(tensors["generator"])
     running.sums = {name: value.to(job.device) for name, value in checkpoint.selected("sums", tensors).items()}
     running.best = checkpoint.selected("best", tensors)
     running.best_score = plain["best_score"] if running.best else -math.inf

@@ -14,6 +14,7 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -112,12 +113,14 @@ def _run_stage(
                 running.optimizer = fresh_optimizer(job, plan, running.adapters)
             train_mode(job, running)
             there = torch.from_numpy(order).to(job.device)
+            seeds = step_seeds(job.seed, running.stage, running.epoch * len(slices), len(slices))
             todo = [(there[part], order[part]) for part in slices[running.done :]]
             if job.source:
                 job.source.expect(todo, view_of_epoch(job.seed, before + running.epoch + 1, job.views))
             own = [positions[share(len(positions), job.ranks)] for _, positions in todo]
             with closing(job.train.images.views((positions, view) for positions in own)) as images:
                 for indices, _ in todo:
+                    reseed(job.device, running.generator, *seeds[running.done])
                     step(job, stage, plan, running, reader, indices, view, len(slices), images)
                     running.done += 1
                     progress.advance(1)
@@ -165,7 +168,6 @@ def step(
         group["lr"] = learning_rate(plan, number, steps) * group["factor"]
     batch = Batch(indices, job.train.labels[indices], view, stage.name, running.epoch, number, running.generator)
     pixels = next(images)
-    reseed(job, running.stage, number)
     bounds = _active(job, stage)
     cached = job.source.read(batch) if job.source and bounds else {}
     loaded = time.perf_counter()
@@ -186,13 +188,27 @@ def step(
     running.seconds["train"] += time.perf_counter() - loaded
 
 
-def reseed(job: Job, stage: int, step: int) -> None:
-    """Seeds torch's global generators by the run's seed and the step: layers such as dropout draw from them."""
-    high, low = philox.words(job.seed, philox.LAYERS, stage, [step], 2)[0].tolist()
-    seed = (high >> 1 << 32) + low  # below 2^63; on the CPU torch takes the lower 32 bits
-    torch.default_generator.manual_seed(seed)
-    if job.device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+def step_seeds(seed: int, stage: int, first: int, count: int) -> list[tuple[int, int]]:
+    """For each of `count` steps from `first` on the seeds of what layers such as dropout draw, and methods.
+
+    Pure functions of the run's seed, the stage and the step: nothing of them has to be kept.
+    """
+    steps = np.arange(first, first + count)
+    return list(zip(*(_seeds(seed, purpose, stage, steps) for purpose in (philox.LAYERS, philox.DRAWS)), strict=True))
+
+
+def _seeds(seed: int, purpose: int, stage: int, items: npt.ArrayLike) -> list[int]:
+    high, low = philox.words(seed, purpose, stage, items, 2).astype(np.int64).T
+    found: list[int] = ((high >> 1 << 32) + low).tolist()  # below 2^63; on the CPU torch takes the lower 32 bits
+    return found
+
+
+def reseed(device: torch.device, generator: torch.Generator, layers: int, draws: int) -> None:
+    """Seeds torch's global generators, which layers draw from, and that of the methods."""
+    torch.default_generator.manual_seed(layers)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(layers)
+    generator.manual_seed(draws)
 
 
 def _losses(
@@ -207,8 +223,8 @@ def _losses(
     """(term -> weight and value, logits, taps) of the student on a batch."""
     with autocast(job.device, job.precision):
         found, outputs = reader(images)
-    own = (gathered(value, len(batch.indices), job.ranks) for value in (found, *outputs.values()))
-    logits, taps = wide(next(own)), Plain(dict(zip(outputs, own, strict=True)))
+    logits = wide(gathered(found, len(batch.indices), job.ranks))
+    taps = Plain(outputs, lambda value: gathered(value, len(batch.indices), job.ranks))
     losses = {"task": (stage.task, cross_entropy(logits, batch.labels, job.train.share < 1))} if stage.task else {}
     for bound in _active(job, stage):
         terms = _terms(bound, stage, running, taps, cached, batch)
@@ -353,6 +369,7 @@ def validation_loss(job: Job, stage: Stage, running: Running) -> float:
     bounds, total = _active(job, stage), 0.0
     taps_needed = tuple(dict.fromkeys(tap for bound in bounds for tap in bound.taps))
     labels = job.validation.labels
+    running.generator.manual_seed(_seeds(job.seed, philox.SELECTION, running.stage, [running.epoch])[0])
     with TapReader(job.student, taps_needed) as reader:
         for part in batch_slices(len(labels), stage_recipe(job.recipe, stage).batch, False):
             positions = np.arange(part.start, part.stop)

@@ -156,10 +156,11 @@ class AB(MapMethod):
     def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """The boundaries, then a training without them.
 
-        What trains first is named by the stages' ends, not by their maps ahead of the ReLU: in a wide resnet those lie
-        behind the BatchNorm that follows.
+        What trains first is named by the stages' ends, where the network names them, not by their maps ahead of the
+        ReLU: in a wide resnet those lie behind the BatchNorm that follows.
         """
-        trains = tuple(tap.removesuffix(PREACT) for tap in self.student_taps(student, teacher))
+        ends = ((tap.removesuffix(PREACT), tap) for tap in self.student_taps(student, teacher))
+        trains = tuple(end if end in student else tap for end, tap in ends)
         init = init_stage("init", "ab", self.weight, trains, facts, self.init_epochs, self.init_learning_rate)
         return init, Stage(weights={})
 

@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from torch import Tensor, nn
 
 from kdtool.methods.precision import at_least_float32
-from kdtool.methods.protocol import FittedResults, Method, need
-from kdtool.methods.vectors import VALUES, flat, known_layer, pooled, vector
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.methods.protocol import FittedResults, need
+from kdtool.methods.vectors import LAYER, VectorMethod, both_vectors, flat
+from kdtool.targets import Batch, Cached, Facts, Shapes
 
 if TYPE_CHECKING:
     from kdtool.targets import Taps
-
-LAYER = "before_fc"
 
 
 @at_least_float32
@@ -45,7 +43,7 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CC(Method):
+class CC(VectorMethod):
     """Products of the errors of consecutive samples, between trained embeddings of both networks.
 
     width: numbers in an embedding.
@@ -60,26 +58,13 @@ class CC(Method):
     def __post_init__(self) -> None:
         need(self.width >= 1, f"option cc.width is at least 1, not {self.width}")
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The vector before the classifier."""
-        return (known_layer(LAYER, student, teacher),)
-
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The teacher's vector: what its embedding is made from changes with every step."""
-        return (vector(known_layer(LAYER, student, teacher)),)
-
     def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
         """`student` and `teacher`: linear layers to the embeddings."""
-        tap = known_layer(LAYER, student, teacher)
         sides = {"student": student, "teacher": teacher}
-        return nn.ModuleDict({side: nn.Linear(flat(shapes[tap]), self.width) for side, shapes in sides.items()})
-
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"cc": Weight(self.weight)}),)
+        return nn.ModuleDict({side: nn.Linear(flat(shapes[LAYER]), self.width) for side, shapes in sides.items()})
 
     def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
         """`cc`."""
         heads = cast(nn.ModuleDict, adapters)
-        ours, theirs = pooled(student[LAYER]), cached[vector(LAYER).key][VALUES]
+        ours, theirs = both_vectors(student, cached)
         return {"cc": cc_loss(heads["student"](ours), heads["teacher"](theirs))}

@@ -32,14 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool.methods.precision import at_least_float32
-from kdtool.methods.protocol import FittedResults, Method, need
-from kdtool.methods.vectors import VALUES, flat, known_layer, pooled, vector
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.methods.protocol import FittedResults, need
+from kdtool.methods.vectors import LAYER, VectorMethod, both_vectors, flat
+from kdtool.targets import Batch, Cached, Facts, Shapes
 
 if TYPE_CHECKING:
     from kdtool.targets import Taps
 
-LAYER = "before_fc"
 EPSILON = 1e-7  # the reference adds it to the denominators
 
 
@@ -152,7 +151,7 @@ class Memory(nn.Module):
 
 
 @dataclass(frozen=True)
-class CRD(Method):
+class CRD(VectorMethod):
     """Contrast with memory banks.
 
     width: of the embeddings. negatives: K for each sample. temperature: of the similarities. momentum: share of a bank
@@ -174,14 +173,6 @@ class CRD(Method):
         need(self.temperature > 0, f"option crd.temperature is above 0, not {self.temperature}")
         need(0 <= self.momentum < 1, f"option crd.momentum is from 0 to below 1, not {self.momentum}")
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The vector before the classifier."""
-        return (known_layer(LAYER, student, teacher),)
-
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The teacher's vector, which goes into its trained head."""
-        return (vector(known_layer(LAYER, student, teacher)),)
-
     def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
         """Heads, banks and constants."""
         labels = torch.from_numpy(facts.labels.copy())
@@ -197,15 +188,11 @@ class CRD(Method):
         others = Others(labels, facts.classes, self.negatives)
         return Memory((flat(student[LAYER]), flat(teacher[LAYER])), self.width, facts.samples, others)
 
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"crd": Weight(self.weight)}),)
-
     def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
         """`crd`: the student's embeddings against the teacher's bank and the other way round."""
         memory = cast(Memory, adapters)
-        ours = functional.normalize(memory.student(pooled(student[LAYER])))
-        theirs = functional.normalize(memory.teacher(cached[vector(LAYER).key][VALUES]))
+        ours, theirs = both_vectors(student, cached)
+        ours, theirs = functional.normalize(memory.student(ours)), functional.normalize(memory.teacher(theirs))
         drawn = memory.others.draw(batch.labels, batch.generator)
         places = torch.cat([batch.indices[:, None], drawn], dim=1)
         sides = (

@@ -27,14 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool.methods.precision import at_least_float32
-from kdtool.methods.protocol import FittedResults, Method, need
-from kdtool.methods.vectors import VALUES, flat, known_layer, pooled, vector
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.methods.protocol import FittedResults, need
+from kdtool.methods.vectors import LAYER, VectorMethod, both_vectors, flat
+from kdtool.targets import Batch, Cached, Facts, Shapes
 
 if TYPE_CHECKING:
     from kdtool.targets import Taps
-
-LAYER = "before_fc"
 
 
 @at_least_float32
@@ -80,7 +78,7 @@ class Heads(nn.Module):
 
 
 @dataclass(frozen=True)
-class ICD(Method):
+class ICD(VectorMethod):
     """Contrast and invariance of embeddings.
 
     weight: beta. alpha: of the invariance within the term. width: of the embeddings. max_scale: of the learned scale.
@@ -104,24 +102,13 @@ class ICD(Method):
         """The bias of the similarities, which falls out of every softmax."""
         return ("similarity_bias",)
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The vector before the classifier."""
-        return (known_layer(LAYER, student, teacher),)
-
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The teacher's vector, which goes into its trained head."""
-        return (vector(known_layer(LAYER, student, teacher)),)
-
     def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
         """Heads, scale and bias."""
         return Heads(flat(student[LAYER]), flat(teacher[LAYER]), self.width)
 
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"icd": Weight(self.weight)}),)
-
     def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
         """`icd`."""
         heads = cast(Heads, adapters)
-        ours, theirs = heads.student(pooled(student[LAYER])), heads.teacher(cached[vector(LAYER).key][VALUES])
-        return {"icd": icd_loss(ours, theirs, heads.log_scale, heads.similarity_bias, self.alpha, self.max_scale)}
+        ours, theirs = both_vectors(student, cached)
+        embedded = heads.student(ours), heads.teacher(theirs)
+        return {"icd": icd_loss(*embedded, heads.log_scale, heads.similarity_bias, self.alpha, self.max_scale)}

@@ -66,7 +66,9 @@ def map_pairs(
         theirs = tap_of(theirs, teacher, "teacher")
         for tap, shape in ((ours, student[ours]), (theirs, teacher[theirs])):
             need(
-                len(shape) == 3, f"method {method} works on maps (C, H, W), and {tap} is a vector of {shape[0]} numbers"
+                len(shape) == 3,
+                f"method {method} works on maps (C, H, W), and {tap} is "
+                + (f"a vector of {shape[0]} numbers" if len(shape) == 1 else f"of the shape {shape}"),
             )
         pairs.append(MapPair(ours, theirs, student[ours], teacher[theirs]))
     need(len(set(pairs)) == len(pairs), f"method {method}: a layer is named twice")

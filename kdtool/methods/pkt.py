@@ -28,14 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from kdtool.methods.precision import at_least_float32
-from kdtool.methods.protocol import Method, need
-from kdtool.methods.vectors import VALUES, known_layer, pooled, vector
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.methods.protocol import need
+from kdtool.methods.vectors import VectorMethod, both_vectors
+from kdtool.targets import Batch, Cached
 
 if TYPE_CHECKING:
     from kdtool.targets import Taps
 
-LAYER = "before_fc"
 EPSILON = 1e-7
 
 
@@ -63,7 +62,7 @@ def neighbours(rows: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PKT(Method):
+class PKT(VectorMethod):
     """Probabilistic knowledge transfer on the vectors before the classifiers."""
 
     name: ClassVar[str] = "pkt"
@@ -71,18 +70,6 @@ class PKT(Method):
 
     weight: float = 30000.0
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The vector before the classifier."""
-        return (known_layer(LAYER, student, teacher),)
-
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The teacher's vector."""
-        return (vector(known_layer(LAYER, student, teacher)),)
-
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"pkt": Weight(self.weight)}),)
-
     def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
         """`pkt`."""
-        return {"pkt": pkt_loss(pooled(student[LAYER]), cached[vector(LAYER).key][VALUES])}
+        return {"pkt": pkt_loss(*both_vectors(student, cached))}

@@ -30,14 +30,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtool.methods.precision import at_least_float32
-from kdtool.methods.protocol import Method, need
-from kdtool.methods.vectors import VALUES, known_layer, pooled, vector
-from kdtool.targets import Batch, Cached, Facts, Shapes, Stage, Target, Weight
+from kdtool.methods.protocol import need
+from kdtool.methods.vectors import VectorMethod, both_vectors
+from kdtool.targets import Batch, Cached
 
 if TYPE_CHECKING:
     from kdtool.targets import Taps
-
-LAYER = "before_fc"
 
 
 @at_least_float32
@@ -83,7 +81,7 @@ def cosines(ways: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RKD(Method):
+class RKD(VectorMethod):
     """Relational knowledge distillation on the vectors before the classifiers.
 
     distance_weight, angle_weight: the parts of the two relations in the term, which itself has `weight`.
@@ -103,19 +101,6 @@ class RKD(Method):
             f"options rkd.distance_weight and rkd.angle_weight are not negative and not both 0, not {parts}",
         )
 
-    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-        """The vector before the classifier."""
-        return (known_layer(LAYER, student, teacher),)
-
-    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
-        """The teacher's vector: the other samples of a batch are not known beforehand."""
-        return (vector(known_layer(LAYER, student, teacher)),)
-
-    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage(weights={"rkd": Weight(self.weight)}),)
-
     def terms(self, student: Taps, cached: Cached, batch: Batch, adapters: nn.Module) -> dict[str, Tensor]:
         """`rkd`."""
-        ours, theirs = pooled(student[LAYER]), cached[vector(LAYER).key][VALUES]
-        return {"rkd": rkd_loss(ours, theirs, self.distance_weight, self.angle_weight)}
+        return {"rkd": rkd_loss(*both_vectors(student, cached), self.distance_weight, self.angle_weight)}

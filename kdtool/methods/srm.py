@@ -84,8 +84,9 @@ def image_loss(student_similarity: Tensor, image_labels: Tensor) -> Tensor:
     Logarithms are clamped at -100. The least value is the entropy of the labels.
     """
     mean = student_similarity.mean((2, 3)).clamp(max=1)  # a mean of ones may round to more
+    known = mean.masked_fill(mean.isnan(), 0.5)  # torch's function fails at NaN, on CUDA for good; the sum keeps it
     with full_precision(mean):
-        return functional.binary_cross_entropy(mean, image_labels.to(mean.dtype))
+        return functional.binary_cross_entropy(known, image_labels.to(mean.dtype)) + (0 * mean).sum()
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class SRM(Method):
 
     def always(self, teacher: Shapes) -> tuple[Target, ...]:
         """The labels of every stage of a teacher."""
-        return tuple(self.target(tap) for tap in stage_taps(teacher))
+        return tuple(self.target(tap) for tap in stages_of(teacher))
 
     def adapters(self, student: Shapes, teacher: Shapes, facts: Facts, fitted: FittedResults) -> nn.Module:
         """A dictionary of the student's map for each pair, with as many atoms as the teacher's."""
@@ -261,12 +262,17 @@ _LOSSES = {"pixel": pixel_loss, "image": image_loss}
 def equal_sizes(student: Shapes, teacher: Shapes) -> list[tuple[str, str]]:
     """Every stage of the teacher with the student's stage of its size: that of the same name, else the last."""
     pairs = []
-    for theirs in stage_taps(teacher):
-        fitting = [ours for ours in stage_taps(student) if student[ours][1:] == teacher[theirs][1:]]
+    for theirs in stages_of(teacher):
+        fitting = [ours for ours in stages_of(student) if student[ours][1:] == teacher[theirs][1:]]
         if fitting:
             pairs.append((theirs if theirs in fitting else fitting[-1], theirs))
     need(bool(pairs), f"method srm finds no stages of equal size in the two networks; {_both_sizes(student, teacher)}")
     return pairs
+
+
+def stages_of(shapes: Shapes) -> tuple[str, ...]:
+    """The stages of a network that are maps or vectors; those of a transformer may be tokens."""
+    return tuple(tap for tap in stage_taps(shapes) if len(shapes[tap]) in (1, 3))
 
 
 def _as_maps(shapes: Shapes) -> Shapes:

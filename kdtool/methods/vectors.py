@@ -1,4 +1,4 @@
-"""Targets and fits that several methods share: logits, pooled vectors, centres of classes and of clusters in them."""
+"""Logits and pooled vectors as targets, centres of classes and of clusters in them, and methods on a vector."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 
 from kdtool import philox
 from kdtool.errors import UsageError, unknown
-from kdtool.targets import CLEAN, Facts, FitBatch, Shape, Shapes, Target, canonical_tap
+from kdtool.methods.protocol import Method
+from kdtool.targets import CLEAN, Cached, Facts, FitBatch, Shape, Shapes, Stage, Target, Weight, canonical_tap
 
 if TYPE_CHECKING:
     from kdtool.targets import Fitted, State, Taps
 
 VALUES = "values"  # the name of the array of a target that stores a single one
+LAYER = "before_fc"  # of the methods on a vector
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,33 @@ def tap_of(layer: str, shapes: Shapes, side: str) -> str:
 def flat(shape: Shape) -> int:
     """The width of a tap as a vector: its channels."""
     return shape[0]
+
+
+@dataclass(frozen=True)
+class VectorMethod(Method):
+    """A method on the vectors before the classifiers, of one term that is named after it.
+
+    The teacher's vector is stored as it is: what is made of it needs the other samples of a batch, or is trained.
+    """
+
+    weight: float = 1.0
+
+    def student_taps(self, student: Shapes, teacher: Shapes) -> tuple[str, ...]:
+        """The vector before the classifier."""
+        return (known_layer(LAYER, student, teacher),)
+
+    def targets(self, student: Shapes, teacher: Shapes) -> tuple[Target, ...]:
+        """The teacher's vector."""
+        return (vector(known_layer(LAYER, student, teacher)),)
+
+    def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
+        """One."""
+        return (Stage(weights={self.name: Weight(self.weight)}),)
+
+
+def both_vectors(student: Taps, cached: Cached) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vectors of a batch before the classifiers, (B, d_S) and (B, d_T)."""
+    return pooled(student[LAYER]), cached[vector(LAYER).key][VALUES]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from kdtool.imports import LIBRARIES
 from kdtool.models.heads import head
 from kdtool.models.taps import INPUT, declared, repeats, resolve, tap_shapes
 
-TAP = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")  # taps become names of folders in a cache
+TAP = re.compile(r"[a-z][a-z0-9_.]*")  # taps become names of folders in a cache, some of which tell no capitals apart
 
 
 def out_of_place(model: nn.Module) -> None:
@@ -26,11 +26,11 @@ def with_taps(model: nn.Module, taps: Mapping[str, str]) -> nn.Module:
     """Adds taps, as tap -> module path, to those that the model declares; the new ones win.
 
     UsageError for a path that the model does not have, which lists those that it has, and for a tap's name that is not
-    made of letters, digits, _ and dots.
+    made of small letters, digits, _ and dots.
     """
     for name in taps:
         if not TAP.fullmatch(name):
-            raise UsageError(f"the tap {name!r}: a name of letters, digits, _ and dots is expected, as in stage2")
+            raise UsageError(f"the tap {name!r}: a name of small letters, digits, _ and dots is expected, as in stage2")
     resolve(model, list(taps), taps)
     if taps:
         try:

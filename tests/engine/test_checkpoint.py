@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from disk import Disk, Killed
+from torch import nn
 
 from kdtool.engine import checkpoint
 
@@ -58,3 +59,23 @@ def test_a_state_outlives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.Mo
         disk.close()
     disk.after_power_loss((tmp_path / "run").stat().st_ino, tmp_path / "left")
     assert found(tmp_path / "left") == 2
+
+
+def test_tensors_of_two_names_are_written_and_read(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.chain = nn.Sequential(self.first, nn.BatchNorm1d(3))
+            self.tied = nn.Linear(3, 3)
+            self.tied.weight = self.first.weight
+
+    one, other = Tied(), Tied()
+    digest = checkpoint.save_weights(tmp_path / "w.safetensors", one)
+    checkpoint.load_weights(tmp_path / "w.safetensors", other, digest)
+    for name, value in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    checkpoint.save_state(tmp_path, checkpoint.prefixed("student", one.state_dict()), {})
+    held = checkpoint.load_state(tmp_path)
+    assert held is not None
+    assert set(checkpoint.selected("student", held[0])) == set(one.state_dict())

@@ -87,10 +87,15 @@ def test_shares_that_are_too_small() -> None:
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cpu:0").type == "cpu"
+    assert not current
+    assert choose_device("cuda:1") == torch.device("cuda:1") == current.pop()  # where events and draws then are
     monkeypatch.setenv("LOCAL_RANK", "1")
     for name in ("auto", "cuda"):
-        assert choose_device(name) == torch.device("cuda:1")
+        assert choose_device(name) == torch.device("cuda:1") == current.pop()
     assert choose_device("cpu") == torch.device("cpu")
     check_own(torch.device("cuda:1"))
     with pytest.raises(ResourceError, match="process 1 of this machine would train on cuda:0"):

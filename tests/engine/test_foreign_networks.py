@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from kdtool.engine.extract import extract
 from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.engine.train import reseed
+from kdtool.engine.train import reseed, step_seeds
 from kdtool.engine.workspace import open_teacher_cache, read_record
 from kdtool.errors import DamageError, IdentityError, Stopped, UsageError
 from kdtool.methods import method
@@ -158,15 +157,15 @@ def test_dropout_is_a_function_of_the_seed_and_the_step(write: Write, tmp_path: 
 
 
 def test_layers_draw_otherwise_for_every_seed_stage_and_step() -> None:
-    job = SimpleNamespace(device=torch.device("cpu"))
-    drawn = set()
+    generator, drawn = torch.Generator(), set()
     for seed in (0, 1, 256, 2**32, 2**40, 2**63 - 1):
         for stage in (0, 1, 256):
             for step in (0, 1, 2**24):
-                job.seed = seed
-                reseed(job, stage, step)
-                drawn.add(tuple(torch.rand(4).tolist()))
-    assert len(drawn) == 6 * 3 * 3
+                ((layers, draws),) = step_seeds(seed, stage, step, 1)
+                assert (layers, draws) == step_seeds(seed, stage, step - 1, 2)[1] if step else layers != draws
+                reseed(torch.device("cpu"), generator, layers, draws)
+                drawn |= {tuple(torch.rand(4).tolist()), tuple(torch.rand(4, generator=generator).tolist())}
+    assert len(drawn) == 2 * 6 * 3 * 3
 
 
 def test_other_layers_are_another_cache(write: Write, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Job
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import RunFolder
-from kdtool.engine.sources import LiveTeacher, Teller, as_tensors
+from kdtool.engine.sources import LiveTeacher, Plain, Teller, as_tensors
 from kdtool.engine.train import train
 from kdtool.engine.workspace import read_record, read_teacher
 from kdtool.errors import UsageError
@@ -157,3 +157,18 @@ def test_adding_to_a_method_without_a_task_is_refused(
     asked = DistillConfig("resnet8", (small("logits").with_options({"task": "0"}), method("kd")), plan)
     with pytest.raises(UsageError, match=r"--with kd adds to stages .*--set logits\.task=1"):
         stage.distill(Workspace.open(complete), asked, Silent(), StopRequest())
+
+
+def test_a_tap_is_gathered_when_it_is_asked_for_and_once() -> None:
+    asked: list[torch.Tensor] = []
+
+    def whole(value: torch.Tensor) -> torch.Tensor:
+        asked.append(value)
+        return torch.cat([value, value])
+
+    outputs = {"stage1": torch.ones(2, 3, dtype=torch.bfloat16), "logits": torch.ones(2, 4)}
+    taps = Plain(outputs, whole)
+    assert (set(taps), asked) == (set(outputs), [])
+    for _ in range(2):
+        assert (taps["stage1"].shape, taps["stage1"].dtype) == ((4, 3), torch.float32)
+    assert len(asked) == 1

@@ -69,3 +69,24 @@ def test_what_is_no_number_is_refused(
 def test_the_smallest_and_the_largest_tell_of_all(values: list[float], dtype: torch.dtype) -> None:
     rows = torch.tensor(values, dtype=dtype)
     assert bool(extraction._finite(rows)) == bool(np.isfinite(values).all())
+
+
+def test_the_dtype_that_a_fit_needs_of_what_it_reads_can_be_said(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy(taught, tmp_path)
+    answer = Teller.answer
+
+    def large(teller: Teller, images: torch.Tensor) -> Answers:
+        found = answer(teller, images)
+        if "stage1.map" in found:
+            found["stage1.map"]["values"][-1, 0, 0, 0] = 70_000.0
+        return found
+
+    monkeypatch.setattr(Teller, "answer", large)
+    with pytest.raises(UsageError, match=r"float16 cannot hold; .*--dtype stage1\.map=float32"):
+        run_extract(folder, views=1)
+    run_extract(folder, views=1, dtypes={"stage1.map": "float32"})
+    held = open_cache(folder / "cache.zarr")
+    assert "stage1.map" not in held.contents  # it is read by SRM's dictionaries alone
+    assert any(key.startswith("srm.stage1.") for key in held.fits)

@@ -223,3 +223,10 @@ def test_a_teacher_without_such_maps_and_options_without_sense_are_refused() -> 
         AB(init_epochs=0)
     with pytest.raises(UsageError, match=r"ab\.init_learning_rate is above 0"):
         AB(init_learning_rate=-1.0)
+
+
+def test_what_trains_first_ends_where_the_network_has_a_name(make_facts) -> None:
+    student = {"hidden.preact": (4, 8, 8), "stage2.preact": (4, 4, 4), "stage2": (4, 4, 4), "after_fc": (10,)}
+    chosen = AB(layers=("hidden.preact:stage1.preact", "stage2.preact"))
+    first, _ = chosen.stages(student, {**student, "stage1.preact": (4, 8, 8)}, make_facts([0, 1], 2))
+    assert first.trains == ("hidden.preact", "stage2")

@@ -693,3 +693,21 @@ def test_equal_keys_mean_equal_definitions() -> None:
 def test_options_that_mean_nothing_are_refused(options: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SRM().with_options(options)
+
+
+def test_what_is_no_number_stays_none_without_an_error() -> None:
+    similar = torch.full((2, 3, 4, 4), 0.5)
+    similar[1, 2, 0, 0] = torch.nan
+    leaf = similar.requires_grad_()
+    loss = image_loss(leaf, torch.full((2, 3), 0.25))
+    loss.backward()
+    assert bool(loss.isnan())
+    assert bool(leaf.grad.isfinite().all())
+
+
+def test_stages_of_tokens_are_none_of_its_own() -> None:
+    tokens = {"stage1": (197, 768), "stage2": (8, 4, 4), "stage3": (16,), "after_fc": (10,)}
+    assert [target.taps for target in SRM().always(tokens)] == [("stage2",), ("stage3",)]
+    assert [pair.teacher for pair in SRM().pairs(tokens, tokens)] == ["stage2", "stage3"]
+    with pytest.raises(UsageError, match=r"stage1 is of the shape \(197, 768\)"):
+        SRM(layers=("stage1",)).pairs(tokens, tokens)

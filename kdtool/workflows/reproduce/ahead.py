@@ -22,7 +22,7 @@ from kdtool.engine.distill import needs_of, seen_in, staged
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import check_schedule, stage_recipe
-from kdtool.engine.prepare import ExtractConfig, check_keys, prepare
+from kdtool.engine.prepare import ExtractConfig, check_keys, prepare, read_keys
 from kdtool.engine.teach import TeachConfig, about, check_names, defaults, first_weights, read_lesson
 from kdtool.engine.workspace import write_teacher
 from kdtool.errors import UsageError, unknown
@@ -140,13 +140,15 @@ def merged(workspace: Workspace, base: ExtractConfig, todo: Sequence[Task], prog
     together = [*stored, *jobs.values()]
     needed = [target.fit for job in together for target in job.targets if target.fit is not None]
     targets = by_key([target for job in stored for target in job.targets])
+    fits = {fit.key: fit for fit in [*(fit for job in together for fit in job.fits), *needed]}
+    named = {*targets, *read_keys(tuple(targets.values()), tuple(fits.values()))}
     return replace(
         stored[0],
         targets=tuple(targets.values()),
-        fits=tuple({fit.key: fit for fit in [*(fit for job in together for fit in job.fits), *needed]}.values()),
+        fits=tuple(fits.values()),
         validated=tuple(dict.fromkeys(key for job in stored for key in job.validated)),
         clean=tuple(key for key in base.clean if key in targets),
-        dtypes={key: dtype for key, dtype in base.dtypes.items() if not key or key in targets},
+        dtypes={key: dtype for key, dtype in base.dtypes.items() if not key or key in named},
     )
 
 
@@ -166,7 +168,8 @@ def foreseen(
     with tempfile.TemporaryDirectory() as folder:
         place = workspace or untrained(lesson, Path(folder), progress)
         if base.clean or base.dtypes:
-            check_keys(base, [target.key for target in merged(place, base, every, progress).targets])
+            found = merged(place, base, every, progress)
+            check_keys(base, found.targets, found.fits)
         job = merged(place, base, todo, progress)
     trained_epochs(todo, job)
     return job
