@@ -95,7 +95,8 @@ def test_taps_that_the_network_declares(write: Write) -> None:
     [
         ("{'stage1': 'boddy'}", "'stage1' was given as 'boddy'"),
         ("{'stage1': 3}", "'stage1' is no name with the path of a module"),
-        ("{'a/b': 'body'}", "the tap 'a/b': a name of letters"),
+        ("{'a/b': 'body'}", "the tap 'a/b': a name of small letters"),
+        ("{'Mixed_6a': 'body'}", "the tap 'Mixed_6a': a name of small letters"),  # no key of a cache
         ("nn.Linear(2, 2)", "has something else in its attribute `taps`"),
     ],
 )

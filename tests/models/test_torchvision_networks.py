@@ -155,7 +155,7 @@ def test_every_module_path_is_a_tap() -> None:
 def test_a_wrong_path_of_a_tap_lists_the_modules() -> None:
     with pytest.raises(UsageError, match=r"the tap 'stage2' was given as 'layer2.7', which is no module.*conv1, bn1"):
         create("tv:resnet18", 7, {"stage2": "layer2.7"})
-    with pytest.raises(UsageError, match=r"the tap '../x': a name of letters"):
+    with pytest.raises(UsageError, match=r"the tap '../x': a name of small letters"):
         create("tv:resnet18", 7, {"../x": "layer2"})
 
 

@@ -111,8 +111,10 @@ class Work:
                 asked[name] += todo
         for name, todo in asked.items():
             group = recipe.groups[name]
-            trained = group.teach and not self.has_teacher(recipe, group)
-            initial = self._first_weights(recipe, group) if trained else None
+            initial = None
+            if group.teach and not self.has_teacher(recipe, group):
+                check_sync_bn(self.lesson(recipe, group).sync_bn, choose_device(self.device))
+                initial = self._first_weights(recipe, group)
             self.foreseen(recipe, group, todo, groups.get(name, ()), initial)
 
     def foreseen(
@@ -130,10 +132,9 @@ class Work:
         """
         self._origin(recipe, group)
         workspace = self.workspace(group.name) if self._made(group) else None
-        lesson, device = self.lesson(recipe, group), choose_device(self.device)
-        configs = [task.config for task in todo if task.config]
-        for sync_bn in (lesson.sync_bn, *(config.sync_bn for config in configs)):
-            check_sync_bn(sync_bn, device)
+        for config in (task.config for task in todo if task.config):
+            check_sync_bn(config.sync_bn, choose_device(self.device))
+        lesson = self.lesson(recipe, group)
         lesson = replace(lesson, initial=initial, as_is=lesson.as_is and initial is not None)
         every = [task for cell in recipe.cells if cell.group == group.name for task in tasks(recipe, cell, 1, [])]
         job = foreseen(workspace, lesson, self.extracting(group), todo, every, self.progress)
