@@ -73,9 +73,9 @@ class Manifest:
 
     def block_files(self, part: str, key: str, view: int, block: int) -> dict[str, tuple[str, int]]:
         """The chunk files of a block: path -> (name of the array, number of the chunk)."""
-        chunks = {name: self.layout.chunks(grid, part, block) for name, grid in self._key_grids(part, key).items()}
-        grids = self._key_grids(part, key)
-        return {grids[name].file(chunk, view): (name, chunk) for name in sorted(chunks) for chunk in chunks[name]}
+        grids = sorted(self._key_grids(part, key).items())
+        chunks = ((name, grid, chunk) for name, grid in grids for chunk in self.layout.chunks(grid, part, block))
+        return {grid.file(chunk, view): (name, chunk) for name, grid, chunk in chunks}
 
     def missing(self, part: str, key: str, view: int) -> list[int]:
         """The blocks of a view that are not committed."""

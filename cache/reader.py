@@ -5,6 +5,7 @@ one and the manifest's when the chunk is first touched. Left out: a full check (
 """
 
 import functools
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,20 @@ from kdtool.cache.rows import CachedArray
 from kdtool.cache.tree import check_metadata
 from kdtool.errors import DamageError
 
-OPEN_MAPS = 256  # memory maps that a cache keeps; each holds a file descriptor
+FEWEST_MAPS, MOST_FILES = 256, 16384
+
+
+def open_maps() -> int:
+    """How many memory maps a cache keeps: each holds a file descriptor, of which a process gets as many as it may have.
+
+    A quarter of them: a training may have several caches open. With fewer maps than an epoch's slices have chunks, each
+    batch would open them anew.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(FEWEST_MAPS, wanted // 4)
 
 
 def open_cache(path: Path | str) -> "Cache":
@@ -42,7 +56,7 @@ class Cache:
         self.path = path
         self.manifest = manifest
         self._checked: set[str] = set()
-        self._map = functools.lru_cache(maxsize=OPEN_MAPS)(self._open_map)
+        self._map = functools.lru_cache(maxsize=open_maps())(self._open_map)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -294,7 +294,8 @@ def import_file(
     with Shown(quiet) as shown:
         shown.begin("import", file.stat().st_size if file.is_file() else 0, unit="B")
         import_hdf5(file, path, shown.advance)
-    print_line(f"{path}: {in_units(info(path)['bytes'])}, identity {info(path)['identity_digest'][:12]}")
+    found = info(path)
+    print_line(f"{path}: {in_units(found['bytes'])}, identity {found['identity_digest'][:12]}")
 
 
 def _size(path: Path) -> int:

@@ -159,6 +159,11 @@ def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     sys.stdout.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def _shown(text: str) -> str:
+    """A cell of a table, each of its lines as a terminal takes it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout that fits the terminal; columns of numbers stand to the right.
 
@@ -170,7 +175,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     sys.stdout.flush()
     gaps = _GAP * (len(columns) - 1)
     room = Console().width - gaps
-    texts = [[f"{item:,}" if isinstance(item, int) else str(item) for item in row] for row in rows]
+    texts = [[f"{item:,}" if isinstance(item, int) else _shown(str(item)) for item in row] for row in rows]
     cells = [[row[index] for row in texts] for index in range(len(columns))]
     numbers = [bool(rows) and all(_NUMBER.match(cell) for cell in column) for column in cells]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))

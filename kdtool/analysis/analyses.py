@@ -140,7 +140,7 @@ def of_layers(
                 progress.note(f"{analysis}: {layer} of {students} ({pairs.part})")
                 for name, results in of(pairs, layer):
                     listed = results if isinstance(results, list) else [results]
-                    about = {**pairs.about(name, layer), "options": options}
+                    about = {**pairs.about(name, layer), "options": {**options, **read_from(workspace, asked)}}
                     found += [{**about, **plain(result)} for result in listed]
         except UsageError:
             if ranks.rank == 0:
@@ -149,6 +149,12 @@ def of_layers(
     if ranks.rank == 0:
         write(analysis, folders, found, progress)
     return found
+
+
+def read_from(workspace: Workspace, asked: Asked) -> dict[str, Any]:
+    """The options that say where the teacher's features are from, where it is not the folder's own cache."""
+    found = {"fresh": True} if asked.fresh else {}
+    return {**found, **({"cache": workspace.named_cache} if workspace.named_cache else {})}
 
 
 def each(pairs: Pairs, layer: str, one: Callable[[Features], Any]) -> Iterator[Found]:
@@ -294,8 +300,10 @@ def landmarks(
     ranks: Ranks = ALONE,
 ) -> list[Result]:
     """Estimates from landmarks and the true loss over the training of runs that kept their weights."""
-    if any(path.suffix == ".npy" for path in asked.students):
-        raise UsageError("landmarks are followed over the training of a run; name the folder of one, not a file")
+    if any(path.suffix == ".npy" for path in asked.students) or asked.teacher or asked.labels:
+        raise UsageError(
+            "landmarks are followed over the training of a run: name its folder, without files of features or labels"
+        )
     found: list[Result] = []
     folders: dict[str, Path] = {}
     with ExitStack() as stack:
@@ -318,7 +326,7 @@ def landmarks(
                     features = basis.features(folder, "student", known.sha256, run.shapes, taps, trained)
                     for tap in taps:
                         said[tap].add(known.stage, known.epoch, features[tap])
-            options = differing(plan.options, Plan().options)
+            options = {**differing(plan.options, Plan().options), **read_from(workspace, asked)}
             about = {"run": name, "part": asked.part, "weights_sha256": run.sha256, "options": options}
             found += [
                 {**about, "layer": tap, "teacher_features": source[tap], **asdict(said[tap].result())} for tap in taps

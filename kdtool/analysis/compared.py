@@ -34,7 +34,7 @@ from kdtool.engine.lacking import extract_command
 from kdtool.engine.ranks import Ranks
 from kdtool.engine.runs import read_result
 from kdtool.engine.trained import checked_student
-from kdtool.engine.workspace import Seen, labelled, open_teacher_cache, read_record, read_teacher
+from kdtool.engine.workspace import Seen, labelled, open_teacher_cache, read_teacher, record_for
 from kdtool.errors import DamageError, IdentityError, UsageError
 from kdtool.methods import method
 from kdtool.methods.vectors import VALUES, flat, known_layer, vector
@@ -282,7 +282,7 @@ def cached_teacher(workspace: Workspace, asked: Asked, basis: Basis, tap: str, s
 
 def fresh_teacher(workspace: Workspace, basis: Basis, taps: Sequence[str], folder: Path) -> Mapping[str, Features]:
     """The teacher's vectors of some taps from its network, in float32, in a folder that is removed afterwards."""
-    record = read_record(workspace.teacher)
+    record = record_for(workspace.teacher, basis.cache)
     model = read_teacher(workspace.teacher, record, basis.device)
     return basis.features(folder, "teacher", record.sha256, basis.cache.layout.tap_shapes, taps, lambda: model)
 

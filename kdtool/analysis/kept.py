@@ -15,6 +15,7 @@ Result = dict[str, Any]
 SAME = (
     "layer",
     "part",
+    "samples",
     "kernel",
     "degree",
     "constant",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from kdtool import files
 from kdtool.analysis.analysed import Analysed, read_analysed
 from kdtool.analysis.checked import HUGE
-from kdtool.engine.runs import read_toml
+from kdtool.engine.runs import LATER, PLACES, read_toml
 from kdtool.errors import DamageError, KdtoolError, UsageError
 
 T = TypeVar("T")
@@ -79,8 +79,8 @@ class Run:
 
     @property
     def gaps(self) -> dict[tuple[str, str], float]:
-        """(layer, part) -> kernel transfer loss of the linear kernel."""
-        found = self.analysed.results.get("gram-gap", ())
+        """(layer, part) -> kernel transfer loss of the linear kernel, the one over the most images."""
+        found = sorted(self.analysed.results.get("gram-gap", ()), key=lambda gap: int(gap["samples"]))
         exact = [gap for gap in found if gap["kernel"] == "linear" and gap["nystrom_landmarks"] is None]
         return {(gap["layer"], gap["part"]): gap["loss"] for gap in exact}
 
@@ -122,12 +122,13 @@ class Run:
             "cache": self.cache_identity,
             "teacher": self.teacher_sha256 if self.command != "teach" else None,
         }
-        for key, value in ((key, value) for key, value in self.config.items() if key not in ("run", "cache")):
+        for key, value in ((key, value) for key, value in self.config.items() if key not in PLACES):
             flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         if "initial" in flat:
             path = Path(str(flat.pop("initial")))
             flat["from"] = f"{path.name} in {path.parent}"  # labels have room for the name
-        return {key: value for key, value in flat.items() if key not in ("seed", "keep_weights", "data_folder")}
+        left = ("seed", "keep_weights", *(LATER if self.command == "teach" else ()))
+        return {key: value for key, value in flat.items() if key not in left}
 
 
 @dataclass(frozen=True)

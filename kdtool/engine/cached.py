@@ -88,6 +88,7 @@ class CachedTeacher:
         """Lets go of the slices of the view before; takes those that were read ahead."""
         ahead, waiting = self._slices or (None, None)
         found = waiting.result() if waiting is not None and ahead == view else {}
+        self.held = {}  # before the next ones are there: a device has room for one view
         self.held = {name: rows.to(self.device, non_blocking=True) for name, rows in found.items()}
         self.current, self._slices, self._collected = view, None, None
 

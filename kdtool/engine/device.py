@@ -1,7 +1,8 @@
 """Where networks run, and in which precision."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -75,9 +76,25 @@ def placed(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
     return model.to(device=device, memory_format=memory_format(device, precision))  # type: ignore[call-overload, no-any-return]
 
 
-def exact() -> AbstractContextManager[None]:
-    """The context in which targets and features are computed on CUDA: no TF32, algorithms that give the same bits."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+@contextmanager
+def exact() -> Iterator[None]:
+    """The context in which targets and features are computed: no TF32 in convolutions or products, whatever a program
+    or the environment has asked torch for, and algorithms that give the same bits.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        asked = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was asked for by backend, and torch gives no common answer
+        asked = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(asked)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def synchronize(device: torch.device) -> None:

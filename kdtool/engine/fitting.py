@@ -20,6 +20,7 @@ from kdtool.engine.device import exact
 from kdtool.engine.extraction import Stored
 from kdtool.engine.sources import widened
 from kdtool.engine.spool import Spool, pays
+from kdtool.errors import DamageError, UsageError
 from kdtool.progress import Progress, StopRequest
 from kdtool.targets import CLEAN, Facts, Fit, FitBatch, Shape, Target, by_key
 
@@ -92,7 +93,7 @@ def learn(
     plan = passes(fits, layout.fit_views)
     per_pass = -(-facts.samples // layout.batch)
     begun = {fit.key: fit.begin(facts, shapes, layout.fit_views) for fit in fits}
-    states, done = _resume(writer, fits, definitions) or (begun, 0)
+    states, done = _resume(writer, fits, definitions, progress) or (begun, 0)
     progress.begin("fit", len(plan) * per_pass, done)
     saved = time.monotonic()
     for number in range(done, len(plan) * per_pass):
@@ -150,9 +151,14 @@ def _save(
 
 
 def _resume(
-    writer: CacheWriter, fits: Sequence[Fit], definitions: Sequence[Mapping[str, Any]]
+    writer: CacheWriter, fits: Sequence[Fit], definitions: Sequence[Mapping[str, Any]], progress: Progress
 ) -> tuple[dict[str, State], int] | None:
-    state = checkpoint.load_state(writer.scratch)
+    """The states and the number of batches that are done; None where there is nothing to go on with."""
+    try:
+        state = checkpoint.load_state(writer.scratch)
+    except (DamageError, UsageError) as error:
+        progress.note(f"fits begin anew: {error}")
+        return None
     if state is None or state[1]["fits"] != plain(definitions):
         return None
     states: dict[str, State] = {fit.key: {} for fit in fits}

@@ -13,7 +13,7 @@ from kdtool.cache import Cache
 from kdtool.engine.extraction import stored_dtype
 from kdtool.engine.folder import Workspace
 from kdtool.engine.sources import LiveTeacher, Teller, as_tensors
-from kdtool.engine.workspace import read_record, read_teacher
+from kdtool.engine.workspace import read_teacher, record_for
 from kdtool.targets import Target
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def living(workspace: Workspace, cache: Cache, images: Images, targets: Sequence[Target]) -> LiveTeacher:
     """The teacher of a working folder, who answers targets for images as the cache does, or would with them in it."""
-    record, precision = read_record(workspace.teacher), str(cache.identity["numeric"]["precision"])
+    record, precision = record_for(workspace.teacher, cache), str(cache.identity["numeric"]["precision"])
     fits = {target.fit.key for target in targets if target.fit is not None}
     fitted = {key: as_tensors(cache.fitted(key), images.device) for key in fits}
     model = read_teacher(workspace.teacher, record, images.device, precision)

@@ -200,6 +200,17 @@ def answers_as(model: nn.Module, image_shape: tuple[int, int, int], held: Sequen
     return found.shape == then.shape and np.allclose(found, then, rtol=0, atol=ANSWERED * max(1.0, np.abs(then).max()))
 
 
+def record_for(path: Path, cache: Cache) -> TeacherRecord:
+    """The record of the teacher whose weights are in a file; IdentityError where a cache is of another one."""
+    record, wanted = read_record(path), cache.identity["teacher"]["sha256"]
+    if record.sha256 != wanted:
+        raise IdentityError(
+            f"{path} is another teacher than that of the cache {cache.path} (SHA-256 {record.sha256[:12]} "
+            f"there, {wanted[:12]} in the cache); restore the cache's, or name another cache with --cache"
+        )
+    return record
+
+
 def read_split(path: Path, record: TeacherRecord) -> splits.Split:
     """The split that the teacher was trained on."""
     place = split_path(path)

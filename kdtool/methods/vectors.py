@@ -192,14 +192,14 @@ class ClassClusters:
 
     def result(self, state: State, facts: Facts) -> dict[str, np.ndarray[Any, Any]]:
         """Clusters every class; an image without a label is in no cluster, -1."""
-        rows = state["rows"].double().numpy()
+        rows = state["rows"].numpy()
         assignment = np.full(facts.samples, -1, dtype=np.int64)
         centres = np.zeros((facts.classes * self.centres, rows.shape[1]))
         for label in range(facts.classes):
             members = np.flatnonzero(facts.labels == label)
             if len(members) == 0:
                 continue
-            found, centre = k_means(rows[members], self.centres, facts.seed, label)
+            found, centre = k_means(rows[members].astype(np.float64), self.centres, facts.seed, label)
             first = label * self.centres
             assignment[members] = first + found
             centres[first : first + len(centre)] = centre

@@ -20,7 +20,7 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     found = [0]
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
-        found[0] += module.get_parameter("weight")[0].numel() * output[0].numel()
+        found[0] += module.get_parameter("weight")[0].numel() * output.numel()
 
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(count) for module in layers]

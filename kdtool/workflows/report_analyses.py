@@ -139,7 +139,7 @@ def kernel(gap: Result) -> str:
     asked = options_of(gap)
     told = [f"gamma {asked['gamma']}"] if "gamma" in asked else []
     told += [] if gap["nystrom_landmarks"] is None else [f"{gap['nystrom_landmarks']:,} landmarks"]
-    told += [f"seed {asked['seed']}"] if "seed" in asked else []
+    told += [f"seed {asked['seed']}"] if told and "seed" in asked and gap["nystrom_landmarks"] is not None else []
     return f"{name} ({', '.join(told)})" if told else name
 
 

@@ -329,6 +329,41 @@ def test_a_run_from_another_teacher_is_refused(workspace: Workspace, tmp_path: P
         analyses.gram_gap(workspace, Asked((run,)), GapPlan(), SILENT)
 
 
+def named(workspace: Workspace, cache: Path) -> Workspace:
+    """The folder with a cache that is not its own."""
+    return replace(workspace, settings={**workspace.settings, "cache": str(cache)})
+
+
+def test_another_teacher_is_not_run_in_place_of_the_caches(workspace: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(workspace.folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs", "cache.zarr"))
+    other = named(Workspace.open(tmp_path), workspace.cache)
+    record = files.read_json(other.teacher.with_suffix(".json"), "")
+    files.write_json(other.teacher.with_suffix(".json"), {**record, "sha256": "0" * 64})
+    asked = Asked((workspace.runs / "plain",), ("before_fc",), fresh=True)
+    with pytest.raises(IdentityError, match=r"is another teacher than that of the cache .*000000000000 there"):
+        analyses.gram_gap(other, asked, GapPlan(), SILENT)
+
+
+def test_a_result_says_where_the_teachers_features_were_read(workspace: Workspace, tmp_path: Path) -> None:
+    asked = Asked((workspace.runs / "plain",), ("before_fc",))
+    (read,) = analyses.gram_gap(workspace, asked, GapPlan(), SILENT)
+    (fresh,) = analyses.gram_gap(workspace, replace(asked, fresh=True), GapPlan(), SILENT)
+    assert "--fresh" not in words_of("gram-gap", read)
+    assert "--fresh" in words_of("gram-gap", fresh)
+    moved = named(workspace, tmp_path / "elsewhere.zarr")
+    shutil.copytree(workspace.cache, moved.cache)
+    (found,) = analyses.gram_gap(moved, asked, GapPlan(), SILENT)
+    words = words_of("gram-gap", found)
+    assert words[words.index("--cache") + 1] == str(moved.cache)
+    assert found["loss"] == read["loss"]
+
+
+def test_landmarks_are_of_runs_alone(workspace: Workspace, tmp_path: Path) -> None:
+    for given in ({"labels": tmp_path / "labels.npy"}, {"teacher": tmp_path / "teacher.npy"}):
+        with pytest.raises(UsageError, match="name its folder, without files"):
+            analyses.landmarks(workspace, Asked((workspace.runs / "kda",), **given), Plan(), SILENT)
+
+
 def test_rows_of_a_cache_are_read_in_any_part(workspace: Workspace) -> None:
     array = open_cache(workspace.cache).array("train_clean", "before_fc", "values")
     whole = array.read(0)

@@ -1,5 +1,6 @@
 """What is written is what is read: by kdtool, by plain zarr, and byte by byte."""
 
+import resource
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from kdtool.cache import (
     verify,
     write_block,
 )
+from kdtool.cache.reader import MOST_FILES, open_maps
 from kdtool.errors import DamageError, ResourceError
 
 
@@ -229,7 +231,7 @@ def test_commit_refuses_what_was_not_declared(tmp_path, tiny):
 
 
 def test_memory_maps_are_bounded_and_chunks_checked_once(sound, monkeypatch):
-    monkeypatch.setattr("kdtool.cache.reader.OPEN_MAPS", 2)
+    monkeypatch.setattr("kdtool.cache.reader.open_maps", lambda: 2)
     cache = open_cache(sound)
     checked = []
     monkeypatch.setattr("kdtool.cache.chunks.crc32c", lambda body: checked.append(1) or google_crc32c.value(body))
@@ -238,6 +240,20 @@ def test_memory_maps_are_bounded_and_chunks_checked_once(sound, monkeypatch):
         cached.read(0)
     assert cache._map.cache_info().currsize == 2
     assert len(checked) == 4
+
+
+def test_a_cache_may_keep_as_many_maps_as_the_process_may_have_files():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        kept = open_maps()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == before[1]
+        assert kept == max(256, soft // 4)
+        assert soft == min(before[1], MOST_FILES) or before[1] == resource.RLIM_INFINITY
+        assert open_maps() == kept
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_info_counts_what_is_there(sound, tiny):

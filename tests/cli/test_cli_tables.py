@@ -74,6 +74,11 @@ def test_heads_are_folded_before_names() -> None:
     assert any(line.startswith("a" * 20) for line in lines)
 
 
+def test_a_name_commands_no_terminal_and_is_always_written() -> None:
+    (line,) = (line for line in drawn(("run", "n"), [("a\x1b[2Jb\udce4", 1)], 80) if "a" in line)
+    assert line.split() == ["a\\x1b[2Jb\\udce4", "1"]
+
+
 def test_numbers_are_never_broken_however_narrow_it_is() -> None:
     lines = drawn(("what", "value", "goal"), [("seconds per image", "1.234e-05", "5.678e-05")], 20)
     assert any("1.234e-05  5.678e-05" in line for line in lines)

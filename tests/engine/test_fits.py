@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from stopping import StopAfter
+from telling import Told
 
 from kdtool.cache import create_or_open, open_cache
 from kdtool.engine import checkpoint
@@ -13,6 +16,7 @@ from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
+from kdtool.errors import Stopped
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest
 
@@ -82,3 +86,27 @@ def test_what_a_killed_extract_left_of_its_fits_is_removed(taught: Path, tmp_pat
     extract(workspace.cache, job, Silent(), StopRequest())
     assert not scratch.exists()
     assert open_cache(workspace.cache).manifest.files == before
+
+
+@pytest.mark.parametrize("how", ["flipped", "lost", "no JSON"])
+def test_a_damaged_state_of_fits_is_told_of_and_they_begin_anew(taught: Path, tmp_path: Path, how: str) -> None:
+    whole, job = job_in(taught, tmp_path / "whole", 1)
+    extract(whole.cache, job, Silent(), StopRequest())
+    workspace, job = job_in(taught, tmp_path / "work", 1)
+    scratch = workspace.cache / "scratch"
+    while not (scratch / "state.json").exists():
+        with pytest.raises(Stopped):
+            extract(workspace.cache, job, Silent(), StopAfter(2))
+    (state,) = scratch.glob("state-*.safetensors")
+    if how == "flipped":
+        content = bytearray(state.read_bytes())
+        content[-1] ^= 1
+        state.write_bytes(content)
+    elif how == "lost":
+        state.unlink()
+    else:
+        (scratch / "state.json").write_text("{")
+    told = Told()
+    extract(workspace.cache, job, told, StopRequest())
+    assert any("fits begin anew" in note for note in told.notes)
+    assert open_cache(workspace.cache).manifest.files == open_cache(whole.cache).manifest.files

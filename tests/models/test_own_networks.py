@@ -10,7 +10,7 @@ from torch import nn
 
 from kdtool import imports
 from kdtool.errors import UsageError
-from kdtool.models import TapReader, check_name, check_output, create, tap_shapes
+from kdtool.models import TapReader, check_name, check_output, create, multiply_adds, tap_shapes
 from kdtool.models.foreign import before_head
 from kdtool.models.heads import head
 
@@ -219,3 +219,21 @@ def test_a_network_without_a_classifier() -> None:
     with pytest.raises(UsageError, match="Sequential has no linear layer and no 1x1 convolution"):
         head(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
     assert before_head(nn.Sequential(nn.Conv2d(3, 4, 3))) == {}
+
+
+class Pieces(nn.Module):
+    """Takes every image apart into four, and each through one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 5, 1)
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pieces = images.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 1, 3, 5)
+        maps = self.body(pieces.flatten(0, 2)).unflatten(0, (len(images), 4))
+        return self.fc(maps.mean((1, 3, 4)))
+
+
+def test_work_on_pieces_of_an_image_is_counted_for_all_of_them() -> None:
+    assert multiply_adds(Pieces(), (3, 8, 8)) == 3 * 5 * 64 + 5 * 2

@@ -248,6 +248,14 @@ def test_students_of_other_first_weights_are_told_apart_and_have_baselines_of_th
     assert shown.baseline(named["kd-begun"]) is named["begun"]
 
 
+def test_seeds_that_ran_on_two_devices_are_one_group(runs):
+    for seed in (0, 1):
+        path = runs / f"resnet18-kd-seed{seed}" / "config.toml"
+        path.write_text(f'device = "cuda:{seed}"\n{path.read_text()}')
+    (kd,) = (group for group in content(read_runs([runs])[0]).groups if group.label == "kd")
+    assert [run.seed for run in kd.runs] == [0, 1]
+
+
 def test_the_same_run_twice_is_no_second_sample(runs, tmp_path):
     write_run(runs / "twice", "distill", "resnet18", ["kd"], {"kd.temperature": 4.0}, 1, 76.1, (0.371, 0.172))
     page = write_report([runs], tmp_path / "report.html").read_text()

@@ -79,5 +79,5 @@ def kernel(result: Result) -> str:
     landmarks, degree, asked = result["nystrom_landmarks"], result.get("degree"), options_of(result)
     of = f" of degree {degree}, constant {result['constant']:g}" if degree is not None else ""
     told = [f"{landmarks:,} landmarks"] if landmarks else []
-    told += [f"{name} {asked[name]}" for name in ("gamma", "seed") if name in asked]
+    told += [f"{name} {asked[name]}" for name in ("gamma", *(("seed",) if landmarks else ())) if name in asked]
     return ", ".join([f"{result['kernel']} kernel{of}", *told])
