@@ -52,15 +52,14 @@ def evaluate(
     """
     from dataclasses import asdict
 
-    from kdtool.analysis.evaluation import Images
-    from kdtool.analysis.evaluation import evaluate as compute
+    from kdtool.analysis.evaluation import Images, evaluate_all
     from kdtool.engine.folder import Workspace
 
     workspace = Workspace.open(folder)
     place = str(data_folder) if data_folder else workspace.settings.get("data_folder") if data is None else None
     with Shown(quiet) as shown:
         files = finished(weights, shown) if weights else trained(workspace, shown)
-        found = [compute(path, Images(part, data, place), device or "auto", shown) for path in files]
+        found = evaluate_all(files, Images(part, data, place), device or "auto", shown)
     if json:
         print_json([asdict(one) for one in found])
         return

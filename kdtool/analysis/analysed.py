@@ -56,6 +56,7 @@ class ProbeResult:
     """The fields of a probe's result that are read. probed_sha256: of the weights; batchnorm: eval or train."""
 
     data: str
+    data_digest: str
     kind: str
     batchnorm: str
     probed_sha256: str
@@ -66,13 +67,14 @@ class ProbeResult:
 class Probe:
     """How well the run's network served another data set.
 
-    folder: its name in that of the run; settings: all that makes the probe what it is, save its seed; batchnorm:
-    whether its statistics stayed (eval) or followed the data (train); last: test accuracy after the last epoch in
-    percent.
+    folder: its name in that of the run; data_digest: of the content of the data set; settings: all that makes the probe
+    what it is, save its seed; batchnorm: whether its statistics stayed (eval) or followed the data (train); last: test
+    accuracy after the last epoch in percent.
     """
 
     folder: str
     data: str
+    data_digest: str
     kind: str
     batchnorm: str
     settings: Mapping[str, str]
@@ -129,7 +131,7 @@ def read_probe(path: Path) -> tuple[Probe, str]:
     result = files.read_json(path, repair)
     check(result, ProbeResult, str(path), repair)
     settings = {key: value for key, value in flat(read_toml(folder / "config.toml")).items() if key not in UNSETTLED}
-    known = {name: result[name] for name in ("data", "kind", "batchnorm")}
+    known = {name: result[name] for name in ("data", "data_digest", "kind", "batchnorm")}
     return Probe(folder.name, **known, settings=settings, last=result["test_accuracy"]["last"]), result["probed_sha256"]
 
 

@@ -6,7 +6,7 @@ normalised as it learned it. Left out: what a student has of its teacher (predic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -80,11 +80,28 @@ def evaluate(
     UsageError for an unknown part, one without labels, and another number of classes; IdentityError where the data set
     that it learned has other content now.
     """
-    network = load_network(weights)
+    (found,) = evaluate_all([weights], asked, device, progress)
+    return found
+
+
+def evaluate_all(
+    weights: Sequence[Path | str],
+    asked: Images = Images(),
+    device: str = "auto",
+    progress: Progress = Silent(),  # noqa: B008
+) -> list[Evaluation]:
+    """Evaluates each of several files of weights; networks in a row that saw their data alike share its reading."""
     if asked.part not in PARTS:
         raise unknown("part", asked.part, PARTS)
-    found = images_for(network.seen, asked, progress)
-    return _evaluated(str(weights), network, found, asked.part, choose_device(device), progress)
+    found: list[Evaluation] = []
+    read: tuple[Seen, Dataset] | None = None
+    for path in weights:
+        network = load_network(path)
+        if read is None or read[0] != network.seen:
+            read = None  # before the next one is there
+            read = network.seen, images_for(network.seen, asked, progress)
+        found.append(_evaluated(str(path), network, read[1], asked.part, choose_device(device), progress))
+    return found
 
 
 def images_for(seen: Seen, asked: Images, progress: Progress) -> Dataset:

@@ -25,7 +25,7 @@ from kdtool.engine.finetune import BODY, classifier, fixed_parameters
 from kdtool.engine.job import seed_of, seeded
 from kdtool.engine.optim import Recipe
 from kdtool.engine.runs import PLACES, RunFolder, environment, read_result
-from kdtool.engine.teach import TeachConfig, basis, check_basis, make_job, plain_config, read_lesson, summary
+from kdtool.engine.teach import Lesson, TeachConfig, basis, check_basis, lesson_on, make_job, plain_config, summary
 from kdtool.engine.train import train
 from kdtool.engine.workspace import Seen
 from kdtool.errors import DamageError, UsageError, unknown
@@ -65,12 +65,15 @@ class ProbeConfig:
         if self.whole and self.batchnorm != "train":
             raise UsageError("--whole trains the whole network, so --batchnorm does not apply")
 
-    @property
-    def title(self) -> str:
-        """The name of the probe's folder; it ends in a digest of all that was asked for."""
+    def title(self, content: str) -> str:
+        """The name of the probe's folder; it ends in a digest of all that was asked for.
+
+        content: digest of the other data set, since folders of pictures all have one name.
+        """
         kind = "whole" if self.whole else f"linear-{self.batchnorm}"
         few = f"-{self.few_shot}shot" if self.few_shot else ""
         asked = {name: value for name, value in asdict(self).items() if name not in (*PLACES, "precision")}
+        asked["content"] = content
         named = ["probe", self.data, *([self.stage] if self.stage else []), f"{kind}{few}", f"seed{self.seed}"]
         return "-".join([*named, files.digest(asked)[:6]])
 
@@ -127,9 +130,9 @@ def probe(
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     source = probed(config)
-    asked = as_teaching(config, source.seen)
-    lesson = read_lesson(asked, progress)
-    path = config.run / config.title
+    asked, lesson = lesson_of(config, source.seen, progress)
+    title = config.title(lesson.data.digest)
+    path = config.run / title
     with files.lock(path / "lock", "training in"):
         resolved = plain_config("probe", replace(config, precision=precision))
         folder = RunFolder(path, {**resolved, "run": config.run.name, "weights": source.sha256})
@@ -146,9 +149,10 @@ def probe(
         running = train(job, folder, progress, stop, checkpoint_seconds)
         digest = checkpoint.save_weights(folder.path / "network.safetensors", model)
         result = {
-            **summary("probe", config.title, source.network, config.recipe, config.seed, running),
+            **summary("probe", title, source.network, config.recipe, config.seed, running),
             "run": config.run.name,
             "data": config.data,
+            "data_digest": lesson.data.digest,
             "kind": "whole" if config.whole else "linear",
             "batchnorm": config.batchnorm,
             "probed_sha256": source.sha256,
@@ -160,13 +164,20 @@ def probe(
         return result
 
 
-def as_teaching(config: ProbeConfig, seen: Seen) -> TeachConfig:
+def lesson_of(config: ProbeConfig, seen: Seen, progress: Progress) -> tuple[TeachConfig, Lesson]:
+    """(the training in the words of `teach`, its data) of a probe of a network that has seen a data set."""
+    found = data.load(config.data, Path(config.data_folder) if config.data_folder else None, progress)
+    asked = as_teaching(config, seen, found.digest)
+    return asked, lesson_on(found, asked, progress)
+
+
+def as_teaching(config: ProbeConfig, seen: Seen, content: str) -> TeachConfig:
     """The same training in the words of `teach`, from which it differs in its first weights alone.
 
-    Of the data set that the network has learned from, images are normalised as they were for it; those of another one
-    by that one's statistics, as ICD's script does.
+    content: digest of the probe's data set. Of the data set that the network has learned from, images are normalised as
+    they were for it; those of another one by that one's statistics, as ICD's script does.
     """
-    known = config.data == seen.name
+    known = content == seen.digest
     crop = config.crop or ("resized" if seen.augmentation["name"] == "ResizedCrop" else "pad")
     return TeachConfig(
         data=config.data,

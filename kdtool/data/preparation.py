@@ -6,10 +6,12 @@ or a view is a box of the picture, resized (`ResizedCrop`), and pictures are dec
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,7 @@ CROPS = ("pad", "resized")
 PAD = 4  # pixels around an image that is cropped, where nobody says how many
 SIZE = 224  # of large pictures, where nobody names one
 TOGETHER = 16  # pictures that a thread brings to size at a time
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
 Shape = tuple[int, int, int]
 
@@ -113,12 +116,21 @@ def at_size(data: Dataset, rule: Rule, shape: Shape, progress: Progress) -> Data
 
 def _check_room(data: Dataset, shape: Shape) -> None:
     images = len(data.train.labels) + len(data.test.labels)
-    need, memory = images * math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > memory // 2:
+    need, room = images * math.prod(shape), memory()
+    if need > room // 2:
         raise UsageError(
             f"--crop pad keeps all {images:,} images of {data.name} in memory, {need / 1e9:.0f} GB at {shape[2]} "
-            f"pixels, and this machine has {memory / 1e9:.0f} GB; --crop resized decodes them as they are needed"
+            f"pixels, and there are {room / 1e9:.0f} GB; --crop resized decodes them as they are needed"
         )
+
+
+def memory() -> int:
+    """The bytes of memory that this process may fill: of the machine, or of the container that it runs in."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            found.append(int(limit.read_text()))
+    return min(found)
 
 
 def _squashed(part: Part, shape: Shape, progress: Progress) -> Part:

@@ -152,7 +152,13 @@ class Lesson:
 
 def read_lesson(config: TeachConfig, progress: Progress) -> Lesson:
     """Reads the data set and divides it; refuses what does not fit before anything is decoded."""
-    found = data.load(config.data, Path(config.data_folder) if config.data_folder else None, progress)
+    return lesson_on(
+        data.load(config.data, Path(config.data_folder) if config.data_folder else None, progress), config, progress
+    )
+
+
+def lesson_on(found: data.Dataset, config: TeachConfig, progress: Progress) -> Lesson:
+    """The lesson on a data set that has been read."""
     rule, shape = rule_for(found, config.image_size, config.crop, config.pad, config.flip, config.seed)
     views = config.views or min(DEFAULT_VIEWS, rule.placements or DEFAULT_VIEWS)
     check_views(rule, views)

@@ -3,6 +3,7 @@
 Left out: the figures of single runs (report_figures).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,12 +208,14 @@ def probed(key: str) -> Callable[[Run], float | None]:
 
 def probe_key(probe: Probe) -> str:
     """What tells kinds of probes apart."""
-    return files.canonical([probe.data, probe.kind, probe.batchnorm, probe.settings])
+    return files.canonical([probe.data_digest, probe.kind, probe.batchnorm, probe.settings])
 
 
 def probe_names(found: Mapping[str, Probe]) -> dict[str, str]:
     """A name for every kind of probe, with the settings that tell it from others that would be called the same."""
-    names = {key: f"{probe.data}, {probe.kind}" for key, probe in found.items()}
+    contents = Counter(name for name, _ in {(probe.data, probe.data_digest) for probe in found.values()})
+    digests = {key: f" {probe.data_digest[:6]}" if contents[probe.data] > 1 else "" for key, probe in found.items()}
+    names = {key: f"{probe.data}{digests[key]}, {probe.kind}" for key, probe in found.items()}
     told = {}
     for key, probe in found.items():
         alike = [other.settings for at, other in found.items() if names[at] == names[key]]

@@ -11,7 +11,8 @@ import torch
 from telling import Told
 
 from kdtool import data
-from kdtool.analysis.evaluation import Images, evaluate
+from kdtool.analysis import evaluation
+from kdtool.analysis.evaluation import Images, evaluate, evaluate_all
 from kdtool.data.dataset import NO_LABEL, Dataset
 from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import Recipe
@@ -73,6 +74,20 @@ def test_against_a_loop(part: str, noise: Dataset, weights: Path) -> None:
         pytest.approx(100 * good / count) if count else None for good, count in zip(right, seen, strict=True)
     ]
     assert [one.name for one in found.classes] == list(noise.class_names)
+
+
+def test_networks_that_saw_their_data_alike_share_its_reading(
+    noise: Dataset, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = TeachConfig(noise.name, "resnet8", Recipe(epochs=1, batch=32), precision="float32", mean=(0.5, 0.5, 0.5))
+    teach(Workspace.open(tmp_path), asked)
+    other, reads = tmp_path / "teacher.safetensors", []
+    one, two = evaluate(weights), evaluate(other)
+    load = evaluation.load_data
+    monkeypatch.setattr(evaluation, "load_data", lambda *given: reads.append(given) or load(*given))
+    assert evaluate_all([weights, weights, other]) == [one, one, two]
+    assert len(reads) == 2
+    assert one != two
 
 
 def test_five_classes_are_too_few_for_five_guesses(tmp_path: Path) -> None:

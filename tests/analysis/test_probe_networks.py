@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stopping import StopAfter
 
 from kdtool import data, files
-from kdtool.analysis.probe import SPREAD, ProbeConfig, as_teaching, probe, probed, with_new_classifier
+from kdtool.analysis.probe import SPREAD, ProbeConfig, as_teaching, lesson_of, probe, probed, with_new_classifier
 from kdtool.cli.main import run as command
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.engine.distill import DistillConfig, distill
@@ -69,7 +69,7 @@ def asked(workspace: Workspace, run: str = "plain", **changes: object) -> ProbeC
 
 def run(config: ProbeConfig) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
     result = probe(config, Silent(), StopRequest())
-    return result, load_file(config.run / config.title / "network.safetensors")
+    return result, load_file(config.run / str(result["name"]) / "network.safetensors")
 
 
 def test_a_linear_probe_trains_the_classifier_alone(workspace: Workspace) -> None:
@@ -114,18 +114,31 @@ def test_the_classifier_begins_as_the_protocol_says(workspace: Workspace) -> Non
 
 def test_images_come_in_the_size_and_crop_of_the_run(workspace: Workspace) -> None:
     source = probed(asked(workspace))
-    teaching = as_teaching(asked(workspace), source.seen)
+    teaching = as_teaching(asked(workspace), source.seen, "")
     assert (teaching.image_size, teaching.crop, teaching.pad) == (16, "pad", 4)
     resized = replace(source.seen, augmentation={"name": "ResizedCrop", "size": 16})
-    assert as_teaching(asked(workspace), resized).crop == "resized"
-    assert as_teaching(asked(workspace, image_size=24, crop="resized"), source.seen).image_size == 24
+    assert as_teaching(asked(workspace), resized, "").crop == "resized"
+    assert as_teaching(asked(workspace, image_size=24, crop="resized"), source.seen, "").image_size == 24
 
 
 def test_images_of_the_same_data_are_normalised_as_they_were_in_the_training(workspace: Workspace) -> None:
     seen = replace(probed(asked(workspace)).seen, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    same = as_teaching(asked(workspace, data="made_up"), seen)
-    assert (same.mean, same.std) == (seen.mean, seen.std)
-    assert (as_teaching(asked(workspace), seen).mean, as_teaching(asked(workspace), seen).std) == (None, None)
+    same, _ = lesson_of(asked(workspace, data="made_up"), seen, Silent())
+    assert (same.mean, same.std, same.flip) == (seen.mean, seen.std, seen.augmentation["flip"])
+
+
+def test_other_content_under_the_name_of_the_training_is_another_data_set(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two folders of pictures are."""
+    config = asked(workspace, data="made_up", recipe=replace(LINEAR, epochs=1))
+    first, _ = run(config)
+    monkeypatch.setitem(data.DATASETS, "made_up", other)
+    asking, lesson = lesson_of(config, probed(config).seen, Silent())
+    assert (asking.mean, asking.std, lesson.data.mean) == (None, None, (0.4, 0.5, 0.6))
+    second, _ = run(config)
+    assert first["name"] != second["name"]
+    assert (first["data_digest"], second["data_digest"]) == (probed(config).seen.digest, lesson.data.digest)
 
 
 def test_the_protocols_are_those_of_the_papers() -> None:
@@ -165,7 +178,7 @@ def test_a_probe_goes_on_where_it_was_stopped_and_is_not_made_twice(workspace: W
             stops += 1
     assert stops >= 2
     assert probe(config, Silent(), StopRequest()) == result
-    (config.run / config.title).rename(config.run / "stopped")
+    (config.run / str(result["name"])).rename(config.run / "stopped")
     assert probe(config, Silent(), StopRequest())["weights_sha256"] == result["weights_sha256"]
 
 

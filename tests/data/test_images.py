@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from kdtool.data import images as module
+from kdtool.data import preparation
 from kdtool.data.augment import Augmentation, normalise
 from kdtool.data.dataset import Dataset, Part, Pixels, Rows, content_digest
 from kdtool.data.images import Resident, Streamed, images_of
@@ -175,6 +177,17 @@ def test_pictures_are_brought_to_one_size_in_memory(pictures: Pictures) -> None:
 def test_more_than_the_memory_is_refused_before_it_is_asked_for(pictures: Pictures) -> None:
     with pytest.raises(UsageError, match=r"keeps all 60 images of made_up in memory.*--crop resized decodes"):
         at_size(dataset(pictures), Augmentation(), (3, 10**6, 10**6), Silent())
+
+
+@pytest.mark.parametrize(("said", "fits"), [("7000\n", False), ("max\n", True), ("90000\n", True)])
+def test_a_container_has_the_memory_that_it_was_given(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, fits: bool
+) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text(said)
+    monkeypatch.setattr(preparation, "LIMITS", (tmp_path / "none", limit))
+    with nullcontext() if fits else pytest.raises(UsageError, match="and there are 0 GB"):
+        at_size(dataset(pictures), Augmentation(), (3, 10, 14), Silent())
 
 
 def test_half_of_an_image_is_the_most_that_is_padded() -> None:

@@ -358,7 +358,13 @@ def write_probe(run, name, last, seed=0, recipe=None, probed=None, **fields):
         "data": "stl10",
     }
     (folder / "config.toml").write_text(toml({**asked, "recipe": recipe or {"epochs": 100}}))
-    found = {"data": "stl10", "kind": "linear", "batchnorm": "train", "probed_sha256": probed or weights_of(run)}
+    found = {
+        "data": "stl10",
+        "data_digest": "d" * 64,
+        "kind": "linear",
+        "batchnorm": "train",
+        "probed_sha256": probed or weights_of(run),
+    }
     files.write_json(
         folder / "result.json", {**found, "seed": seed, "test_accuracy": {"last": last, "best": last}, **fields}
     )
@@ -384,6 +390,15 @@ def test_probes_that_differ_are_told_apart(runs):
     assert table_rows(section(report(runs), "On other data")) == {"kda before_fc": ["60.00", "61.00"]}
     assert "stl10, linear, epochs 100 (%)" in report(runs)
     assert "stl10, linear, epochs 30 (%)" in report(runs)
+
+
+def test_probes_on_two_folders_of_pictures_are_told_apart(runs):
+    for name, digest, accuracy in (("a", "a" * 64, 60.0), ("b", "b" * 64, 61.0)):
+        write_probe(runs / "kda", name, accuracy, data="folder", data_digest=digest)
+    source = report(runs)
+    assert table_rows(section(source, "On other data")) == {"kda before_fc": ["60.00", "61.00"]}
+    assert "folder aaaaaa, linear (%)" in source
+    assert "folder bbbbbb, linear (%)" in source
 
 
 def test_a_probe_of_other_weights_is_left_out_visibly(runs):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kdtool import files
-from kdtool.analysis.probe import ProbeConfig, as_teaching, probe_config
+from kdtool.analysis.probe import ProbeConfig, lesson_of, probe_config
 from kdtool.data import DATASETS
 from kdtool.engine.configuration import Values, extract_config, teach_config
 from kdtool.engine.device import choose_precision
@@ -180,7 +180,7 @@ def check_probes(todo: Sequence[Task], job: Extraction, data: str | None, progre
     seen = seen_in(job.identity, job.layout.classes)
     asked = {files.canonical(dict(task.probe)): probing(task) for task in todo if task.probe}
     for config in asked.values():
-        read_lesson(as_teaching(replace(config, data_folder=data or config.data_folder), seen), progress)
+        lesson_of(replace(config, data_folder=data or config.data_folder), seen, progress)
 
 
 def trained_epochs(todo: Iterable[Task], job: Extraction) -> dict[str, int]:
