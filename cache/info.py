@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from kdtool.cache.identity import FORMAT
-from kdtool.cache.journal import JOURNAL
 from kdtool.cache.manifest import Manifest
 from kdtool.cache.reader import open_cache
 
@@ -26,7 +25,7 @@ def info(path: Path | str) -> dict[str, Any]:
         "keys": {key: _key(manifest, sizes, key) for key in sorted(cache.contents)},
         "fits": {key: {**fit.to_json(), "bytes": sizes[f"fitted/{key}"]} for key, fit in sorted(cache.fits.items())},
         "bytes": sum(sizes.values()),
-        "unfinished": (cache.path / JOURNAL).exists(),
+        "unfinished": cache.unfinished,
     }
 
 

@@ -69,6 +69,11 @@ class Cache:
         return self.manifest.digest
 
     @property
+    def unfinished(self) -> bool:
+        """Whether an extract was stopped there, or is under way: in its blocks, or in what it learns before them."""
+        return any((self.path / name).exists() for name in (journal.JOURNAL, journal.SCRATCH))
+
+    @property
     def layout(self) -> Layout:
         """Samples, batch grid and blocks."""
         return self.manifest.layout

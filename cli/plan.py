@@ -35,6 +35,7 @@ def plan(
     precision: e.Precision = None,
     device: o.Device = None,
     data_folder: o.DataFolder = None,
+    allow_mixed: e.AllowMixed = False,
     cache: o.CachePath = None,
     folder: o.Folder = Path(),
     config: o.Config = None,
@@ -45,7 +46,7 @@ def plan(
 
     Example: kdtool plan --for kda --views all
     """
-    flags = {**locals(), "allow_mixed": None}
+    flags = dict(locals())
     from kdtool.engine.configuration import Values, extract_config
     from kdtool.engine.folder import DEFAULT_STUDENT
     from kdtool.engine.prepare import prepare

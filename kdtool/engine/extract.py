@@ -95,9 +95,11 @@ def needed_fits(job: Extraction) -> tuple[Fit, ...]:
     return tuple({fit.key: fit for fit in needed}.values())
 
 
-def check(cache: Path, job: Extraction) -> None:
-    """Refuses what `extract` would refuse before the teacher answers for the first time, and writes nothing."""
-    held = could_open(cache, dict(job.identity), job.layout, lambda held: bytes_to_write(job, held))
+def check(cache: Path, job: Extraction, room: bool = True) -> Cache:
+    """The cache as `extract` would find it, empty where there is none; writes nothing, and refuses what `extract` would
+    refuse before the teacher answers for the first time, but where room is False a full disk.
+    """
+    held = could_open(cache, dict(job.identity), job.layout, lambda held: bytes_to_write(job, held) if room else 0)
     refuse_mixed(job, held)
     refuse_reads(job, held)
     for target in job.targets:
@@ -106,6 +108,7 @@ def check(cache: Path, job: Extraction) -> None:
     for fit in (*needed_fits(job), *job.fits):
         if fit.key in held.fits:
             check_fit(held, fit)
+    return held
 
 
 def _check_mixed(job: Extraction, writer: CacheWriter) -> None:

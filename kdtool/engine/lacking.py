@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdtool.cache.identity import refuse
-from kdtool.cache.journal import JOURNAL
 from kdtool.errors import DamageError
 from kdtool.methods import reference
 from kdtool.targets import describe
@@ -33,7 +32,7 @@ def check_cache(cache: Cache, needs: Needs, views: int, command: Sequence[str]) 
     wanted = views or max((cache.views(key) for key in cache.contents), default=0) or 1
     repair = shlex.join([*command, "--views", str(wanted)])
     if lacking:
-        begun = "; an extract is unfinished: its command goes on" if (cache.path / JOURNAL).exists() else ""
+        begun = "; an extract is unfinished: its command goes on" if cache.unfinished else ""
         raise DamageError(f"the cache {cache.path} holds no {' and no '.join(lacking)}{begun}; add it with `{repair}`")
     for target in needs.targets:
         held = cache.views(target.key)

@@ -16,7 +16,7 @@ from kdtool.engine.blocks import batches, work
 from kdtool.engine.device import synchronize
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.fitting import passes
-from kdtool.engine.sizes import all_fits, missing
+from kdtool.engine.sizes import all_fits
 from kdtool.engine.sources import Teller
 from kdtool.engine.spool import BYTES_PER_SECOND, pays
 from kdtool.targets import CLEAN, Facts, Fit, FitBatch, Target, by_key
@@ -29,7 +29,7 @@ PROBES = 3  # timed batches
 Specs = Mapping[str, Mapping[str, ArraySpec]]
 
 
-def costs(job: Extraction, known: Cache | None, fitted: Mapping[str, Fitted], read: Specs) -> dict[str, Any]:
+def costs(job: Extraction, known: Cache, fitted: Mapping[str, Fitted], read: Specs) -> dict[str, Any]:
     """Teacher batches, seconds, the scratch space of fits, and the epochs after which the cache has paid for itself.
 
     fitted: results of the right shapes for every fit; read: the arrays of all that the fits read.
@@ -61,20 +61,20 @@ def costs(job: Extraction, known: Cache | None, fitted: Mapping[str, Fitted], re
     }
 
 
-def to_learn(job: Extraction, known: Cache | None) -> list[Fit]:
+def to_learn(job: Extraction, known: Cache) -> list[Fit]:
     """The fits that the cache does not hold."""
-    return [fit for fit in all_fits(job) if known is None or fit.key not in known.fits]
+    return [fit for fit in all_fits(job) if fit.key not in known.fits]
 
 
-def array_batches(job: Extraction, known: Cache | None) -> Counter[tuple[Target, ...]]:
+def array_batches(job: Extraction, known: Cache) -> Counter[tuple[Target, ...]]:
     """Targets that the teacher answers together to fill the arrays -> the batches for which it does."""
     found, by_name = Counter[tuple[Target, ...]](), by_key(job.targets)
-    for (part, _, block), keys in work(job, lambda part, key, view: missing(job, known, part, key, view)):
+    for (part, _, block), keys in work(job, known.missing):
         found[tuple(by_name[key] for key in keys)] += len(batches(job, part, block))
     return found
 
 
-def teacher_passes(job: Extraction, known: Cache | None, sizes: Mapping[str, int]) -> list[tuple[int, bool, bool]]:
+def teacher_passes(job: Extraction, known: Cache, sizes: Mapping[str, int]) -> list[tuple[int, bool, bool]]:
     """(bytes of a batch, whether its view came before, whether it does not come again) of the passes without arrays.
 
     Fits that an encoder needs come before the arrays; the others find the views there that are kept.

@@ -6,17 +6,14 @@ Bytes come from `kdtool.engine.sizes`, seconds from `kdtool.workflows.costs`.
 from typing import Any
 
 from kdtool import files
-from kdtool.cache import Cache
-from kdtool.cache.identity import refuse
-from kdtool.cache.journal import JOURNAL, holds_cache
+from kdtool.cache.journal import holds_cache
 from kdtool.engine import sizes
 from kdtool.engine.distill import options_of
-from kdtool.engine.extract import refuse_mixed
+from kdtool.engine.extract import check
 from kdtool.engine.extraction import Extraction, stored_specs
 from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig
 from kdtool.engine.sources import as_tensors
-from kdtool.engine.workspace import open_teacher_cache
 from kdtool.methods import reference
 from kdtool.targets import by_key
 from kdtool.workflows.costs import costs
@@ -25,22 +22,18 @@ from kdtool.workflows.costs import costs
 def plan(workspace: Workspace, config: ExtractConfig, job: Extraction) -> dict[str, Any]:
     """Bytes per key, teacher batches, seconds, and the epochs of distillation after which the cache has paid off.
 
-    job: what `prepare` made of the configuration. IdentityError where the cache that is there is of something else:
-    extract would refuse it too.
+    job: what `prepare` made of the configuration. Refuses what extract would refuse, but for a full disk.
     """
-    known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
-    if known is not None:
-        refuse_other(known, job)
-        refuse_mixed(job, known)
+    known = check(workspace.cache, job, room=False)
     learned = sizes.fit_results(job, known)
     fitted = {key: as_tensors(arrays, job.train.device) for key, arrays in learned.items()}
     rows = sizes.rows(job, known, learned)
     reads = by_key([target for fit in sizes.all_fits(job) for target in fit.reads])
-    read = stored_specs(job, list(reads.values()), {}, sizes.contents_of(known))
+    read = stored_specs(job, list(reads.values()), {}, known.contents)
     identity, device = job.identity, job.train.device
     return {
         "cache": str(workspace.cache),
-        "state": "new" if known is None else "unfinished" if (known.path / JOURNAL).exists() else "holds",
+        "state": "unfinished" if known.unfinished else "holds" if holds_cache(workspace.cache) else "new",
         "teacher": identity["teacher"]["network"],
         "data": identity["data"]["name"],
         "samples": dict(job.layout.samples),
@@ -81,11 +74,3 @@ def resolved(workspace: Workspace, config: ExtractConfig, job: Extraction) -> di
     }
     tables = {"set": options_of(config.methods), "taps": dict(config.taps)}
     return {**values, **({"cache": workspace.named_cache} if workspace.named_cache else {}), **tables}
-
-
-def refuse_other(known: Cache, job: Extraction) -> None:
-    """Refuses a cache of another identity or layout, as extract does."""
-    found = {"identity": known.identity, "layout": known.layout.to_json()}
-    wanted = {"identity": dict(job.identity), "layout": job.layout.to_json()}
-    hint = "use what the cache was made with, or name another folder with --cache"
-    refuse(f"{known.path} is a cache of something else", found, wanted, hint)

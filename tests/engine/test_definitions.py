@@ -83,6 +83,7 @@ def test_bits_of_two_kinds_are_not_mixed_unasked(
     workspace, asked = Workspace.open(folder), ExtractConfig(batch=16, block=32, views=2)
     with pytest.raises(IdentityError, match=told):
         plan(workspace, asked, prepare(workspace, asked))
+    plan(workspace, accepted := replace(asked, allow_mixed=True), prepare(workspace, accepted))
     assert open_cache(folder / "cache.zarr").manifest.files == before
     run_extract(folder, views=2, allow_mixed=True)
     assert open_cache(folder / "cache.zarr").views("logits") == 2

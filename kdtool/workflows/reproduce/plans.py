@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from kdtool.cache import open_cache
-from kdtool.cache.journal import holds_cache
+from kdtool.cache import could_open
 from kdtool.engine import sizes
 from kdtool.engine.device import autocast, choose_device, choose_precision, placed, synchronize
 from kdtool.engine.job import seeded
@@ -106,7 +105,7 @@ def _plan(work: Work, asked: Asked) -> Plan:
     lesson, workspace, more = work.lesson(recipe, group), work.workspace(group.name), sum(asked.more.values())
     trained = asked.needed and group.teach and not lesson.as_is and not work.has_teacher(recipe, group)
     job = work.foreseen(recipe, group, tasks, asked.cells)
-    known = open_cache(workspace.cache) if holds_cache(workspace.cache) else None
+    known = could_open(workspace.cache, dict(job.identity), job.layout)
     stored = sizes.rows(job, known, sizes.fit_results(job, known)) if tasks else []
     size, unwritten = (sum(row[name] for row in stored) for name in ("bytes", "bytes_to_write"))
     images = job.layout.samples["train"] / HOUR

@@ -19,7 +19,7 @@ from kdtool import files
 from kdtool.analysis.kept import read_results
 from kdtool.analysis.pairs import Asked
 from kdtool.analysis.probe import probe, probe_config
-from kdtool.cache.journal import holds_cache
+from kdtool.cache import could_open
 from kdtool.engine.configuration import Values, extract_config, teach_config
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import DistillConfig, distill
@@ -31,10 +31,9 @@ from kdtool.engine.prepare import ExtractConfig
 from kdtool.engine.sizes import bytes_to_write
 from kdtool.engine.teach import TeachConfig, teach
 from kdtool.engine.together import check_sync_bn
-from kdtool.engine.workspace import TeacherRecord, open_teacher_cache, read_record, record_path
+from kdtool.engine.workspace import TeacherRecord, read_record, record_path
 from kdtool.errors import HeldError, IdentityError, NonFiniteError, UsageError
 from kdtool.progress import Progress, StopRequest
-from kdtool.workflows.plan import refuse_other
 from kdtool.workflows.reproduce.ahead import after, check, check_probes, foreseen, merged, teaching
 from kdtool.workflows.reproduce.measures import ANALYSES
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
@@ -364,10 +363,7 @@ class Work:
         workspace, base = self.workspace(group.name), self.extracting(group)
         base = replace(base, views=base.views or int(workspace.settings.get("views", DEFAULT_VIEWS)))
         job = merged(workspace, base, todo, self.progress)
-        known = open_teacher_cache(workspace.cache) if holds_cache(workspace.cache) else None
-        if known is not None:
-            refuse_other(known, job)
-        if known is None or bytes_to_write(job, known):
+        if bytes_to_write(job, could_open(workspace.cache, dict(job.identity), job.layout)):
             extract(workspace.cache, job, self.progress, self.stop)
         return job.views
 
