@@ -84,22 +84,24 @@ class Answers:
         known = by_key(self.job.targets)
         targets = [known[key] for key in keys]
         places = [np.arange(*bounds) for bounds in batches(self.job, part, block)]
-        pieces: list[Stored] = []
+        found = Filling(sum(map(len, places)))
         waiting: deque[Landing] = deque()
         for images in self.job.images(part).views((positions, of_part(part, view)) for positions in places):
             waiting.append(self._asked(targets, images))
             while len(waiting) > (AHEAD if images.is_cuda else 0):
-                pieces.append(self._stored(waiting.popleft()))
+                found.add(self._stored(waiting.popleft()))
             self.progress.advance(1)
-        pieces += map(self._stored, waiting)
-        return {
-            key: {name: np.concatenate([piece[key][name] for piece in pieces]) for name in pieces[0][key]}
-            for key in keys
-        }
+        for landing in waiting:
+            found.add(self._stored(landing))
+        return found.arrays
 
     def rows(self, targets: Sequence[Target], part: str, view: int, positions: np.ndarray[Any, Any]) -> Stored:
         """The rows of some targets as they are stored, for at most a batch of samples."""
-        return self._stored(self._asked(targets, self.job.images(part).view(positions, of_part(part, view))))
+        return self.said(targets, self.job.images(part).view(positions, of_part(part, view)))
+
+    def said(self, targets: Sequence[Target], images: torch.Tensor) -> Stored:
+        """What the teacher says of at most a batch of images, as it is stored."""
+        return self._stored(self._asked(targets, images))
 
     def _asked(self, targets: Sequence[Target], images: torch.Tensor) -> Landing:
         job = self.job
@@ -115,6 +117,27 @@ class Answers:
         found = landing.landed()
         self.asked.seconds += time.perf_counter() - begun
         return found
+
+
+class Filling:
+    """The arrays of a block, which are there once: every batch is copied into its place."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.arrays: Stored = {}
+        self._held = 0
+
+    def add(self, piece: Stored) -> None:
+        """The rows of the next batch."""
+        count = 0
+        for key, arrays in piece.items():
+            for name, values in arrays.items():
+                whole = self.arrays.setdefault(key, {})
+                if name not in whole:
+                    whole[name] = np.empty((self.rows, *values.shape[1:]), values.dtype)
+                count = len(values)
+                whole[name][self._held : self._held + count] = values
+        self._held += count
 
 
 def of_part(part: str, view: int) -> int:

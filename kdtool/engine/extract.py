@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kdtool.cache import Cache, CacheWriter, Contents, could_open, create_or_open, open_cache
 from kdtool.engine import checkpoint
 from kdtool.engine.blocks import Answers, Hand, fill_blocks, work
-from kdtool.engine.extraction import Extraction, Stored, stored_specs
-from kdtool.engine.fitting import FitSource, learn
+from kdtool.engine.extraction import Extraction, stored_specs
+from kdtool.engine.fitting import FitSource, InTurn, learn
 from kdtool.engine.lacking import check_fit, check_target
 from kdtool.engine.ranks import Alone, Ranks, ranks
 from kdtool.engine.runs import environment
@@ -27,7 +26,7 @@ from kdtool.engine.sources import as_tensors
 from kdtool.engine.spool import Spool
 from kdtool.errors import IdentityError
 from kdtool.progress import Progress, Silent, StopRequest
-from kdtool.targets import CLEAN, Facts, Fit, Target, by_key, describe
+from kdtool.targets import Facts, Fit, by_key, describe
 
 
 def extract(
@@ -191,13 +190,15 @@ class _Worker:
         targets = by_key([target for fit in fits for target in fit.reads])
         specs = stored_specs(self.job, list(targets.values()), self.fitted, self.writer.cache.contents)
         shapes = {key: {name: spec.shape for name, spec in arrays.items()} for key, arrays in specs.items()}
-        source = FitSource(self.writer.cache, self._told, self.spool, self.device)
+        images = InTurn(self.job.train, self.facts.samples, self.facts.batch)
+        source = FitSource(self.writer.cache, self.answers().said, images, self.spool, self.device)
         records = [self._record(fit) for fit in fits]
         told = (self.progress, self.stop, self.save_seconds)
         try:
             with self.stop.deferring():
                 states = learn(fits, shapes, self.facts, self.writer, source, *told, records)
         finally:
+            images.close()
             self.spool.close()
         for fit, record in zip(fits, records, strict=True):
             result = fit.result(states[fit.key], self.facts)
@@ -214,8 +215,3 @@ class _Worker:
         """Removes what the fits keep while they are learned, what a killed extract left behind included."""
         self.spool.close()
         checkpoint.clear_state(self.writer.scratch)
-
-    def _told(self, targets: Sequence[Target], view: int, start: int, stop: int) -> Stored:
-        """What the teacher says of a batch of the train part, as it would be stored."""
-        part = "train_clean" if view == CLEAN else "train"
-        return self.answers().rows(targets, part, view, np.arange(start, stop))

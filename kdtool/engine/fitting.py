@@ -7,10 +7,11 @@ is asked of the teacher otherwise: the same bytes all three ways.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from kdtool.cache import Cache, CacheWriter
@@ -25,10 +26,36 @@ from kdtool.progress import Progress, StopRequest
 from kdtool.targets import CLEAN, Facts, Fit, FitBatch, Shape, Target, by_key
 
 if TYPE_CHECKING:
+    from kdtool.data.images import Images
     from kdtool.targets import State
 
-Tell = Callable[[Sequence[Target], int, int, int], Stored]  # targets, view, start, stop
+Tell = Callable[[Sequence[Target], torch.Tensor], Stored]  # targets, images
 Pass = tuple[int, int, tuple[Fit, ...]]  # number of the pass, view, fits that take part
+
+
+class InTurn:
+    """The images of batches that follow one another in a view, which are decoded ahead where they are pictures."""
+
+    def __init__(self, images: Images, samples: int, batch: int) -> None:
+        self.images, self.samples, self.batch = images, samples, batch
+        self._coming: Generator[torch.Tensor] | None = None
+        self._next = (CLEAN, 0)
+
+    def at(self, view: int, start: int) -> torch.Tensor:
+        """The batch that begins at a sample; one that does not follow the last one begins a row of its own."""
+        if self._coming is None or self._next != (view, start):
+            self.close()
+            starts = range(start, self.samples, self.batch)
+            places = (np.arange(at, min(at + self.batch, self.samples)) for at in starts)
+            self._coming = self.images.views((positions, view) for positions in places)
+        self._next = view, start + self.batch
+        return next(self._coming)
+
+    def close(self) -> None:
+        """Lets go of what was decoded ahead."""
+        if self._coming is not None:
+            self._coming.close()
+            self._coming = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +64,7 @@ class FitSource:
 
     cache: Cache
     tell: Tell
+    images: InTurn
     spool: Spool
     device: torch.device
 
@@ -56,15 +84,15 @@ class FitSource:
                 found[target.key] = kept
         lacking = [target for target in targets if target.key not in found]
         if lacking:
-            found |= self._told(lacking, view, start, stop, again)
+            found |= self._told(lacking, view, start, again)
         return {
             key: {name: widened(torch.from_numpy(rows).to(self.device)) for name, rows in arrays.items()}
             for key, arrays in found.items()
         }
 
-    def _told(self, targets: Sequence[Target], view: int, start: int, stop: int, again: bool) -> Stored:
+    def _told(self, targets: Sequence[Target], view: int, start: int, again: bool) -> Stored:
         begun = time.perf_counter()
-        told = self.tell(targets, view, start, stop)
+        told = self.tell(targets, self.images.at(view, start))
         seconds = time.perf_counter() - begun
         if again and pays(seconds, sum(rows.nbytes for arrays in told.values() for rows in arrays.values())):
             for key, arrays in told.items():

@@ -1,6 +1,7 @@
 """Fits give the same bytes whether the arrays are there or the teacher runs again, and equal naive means."""
 
 import shutil
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from kdtool.engine import checkpoint
 from kdtool.engine import extract as stage
 from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
+from kdtool.engine.fitting import InTurn
 from kdtool.engine.folder import Workspace
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.errors import Stopped
 from kdtool.methods import method
 from kdtool.progress import Silent, StopRequest
+from kdtool.targets import CLEAN
 
 
 def job_in(taught: Path, folder: Path, views: int) -> tuple[Workspace, Extraction]:
@@ -110,3 +113,27 @@ def test_a_damaged_state_of_fits_is_told_of_and_they_begin_anew(taught: Path, tm
     extract(workspace.cache, job, told, StopRequest())
     assert any("fits begin anew" in note for note in told.notes)
     assert open_cache(workspace.cache).manifest.files == open_cache(whole.cache).manifest.files
+
+
+def test_images_of_a_pass_are_asked_for_together_and_are_those_of_every_batch() -> None:
+    class Asked:
+        """Images that are their own positions and view; counts how often a row of them was begun, and how many came."""
+
+        begun, made = 0, 0
+
+        def views(self, requests: Iterable[tuple[np.ndarray, int]]) -> Generator[torch.Tensor]:
+            self.begun += 1
+            for positions, view in requests:
+                self.made += 1
+                yield torch.tensor([*positions, view])
+
+    images = Asked()
+    turn = InTurn(images, 10, 4)  # type: ignore[arg-type]
+    told = [(view, start, turn.at(view, start).tolist()) for view in (0, CLEAN) for start in (0, 4, 8)]
+    for view, start, found in told:
+        assert found == [*range(start, min(start + 4, 10)), view]
+    assert (images.begun, images.made) == (2, 6)
+    assert turn.at(CLEAN, 4).tolist() == [4, 5, 6, 7, CLEAN]  # as after a batch that the spool held
+    assert turn.at(CLEAN, 8).tolist() == [8, 9, CLEAN]
+    assert images.begun == 3
+    turn.close()
