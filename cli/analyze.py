@@ -483,7 +483,7 @@ def similarity(
         "CKA": lambda result: number(result["cka"]["cka"]),
         "RSA": lambda result: number(result["rsa"]["pearson"]),
         "Spearman": lambda result: number(result["rsa"]["spearman"]),
-        "agree": lambda result: predicted(result, "agreement", 100),
+        "agree": lambda result: predicted(result, "agreement", share=True),
         "KL": lambda result: predicted(result, "kl"),
         "ECE student": lambda result: calibration(result, "student"),
         "ECE teacher": lambda result: calibration(result, "teacher"),
@@ -497,10 +497,10 @@ def similarity(
     )
 
 
-def predicted(result: "Result", name: str, times: int = 1) -> str:
+def predicted(result: "Result", name: str, share: bool = False) -> str:
     """A number of the predictions; a share in percent."""
     said = result["predictions"]
-    return "" if said is None else f"{100 * said[name]:.2f} %" if times == 100 else number(said[name])
+    return "" if said is None else f"{100 * said[name]:.2f} %" if share else number(said[name])
 
 
 def calibration(result: "Result", side: str) -> str:

@@ -8,7 +8,7 @@ Left out: where the weights of the epochs come from.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,16 +183,6 @@ class Followed:
     def result(self) -> Training:
         """All that was added."""
         return Training(tuple(self.snapshots), agreements(self.snapshots))
-
-
-def training(
-    students: Iterable[tuple[str, int, Features]], teacher: Features, labels: Labels | None, plan: Plan
-) -> Training:
-    """The true loss and its estimates at every (stage, epoch, features of the student then)."""
-    followed = Followed(teacher, labels, plan)
-    for stage, epoch, student in students:
-        followed.add(stage, epoch, student)
-    return followed.result()
 
 
 def agreements(snapshots: Sequence[Snapshot]) -> tuple[Agreement, ...]:

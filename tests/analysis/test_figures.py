@@ -21,7 +21,7 @@ from kdtool.analysis.figures.about import stem
 from kdtool.analysis.gram import gram_gap
 from kdtool.analysis.kept import keep, read_results
 from kdtool.analysis.kernels import Kernel
-from kdtool.analysis.landmarks import Plan, landmark_sets, training
+from kdtool.analysis.landmarks import Followed, Plan, landmark_sets
 from kdtool.analysis.predictions import predictions
 from kdtool.analysis.rsa import rsa
 from kdtool.analysis.similarity import linear_cka
@@ -71,7 +71,10 @@ def trained(epochs, teacher, labels, run="one", stages=("fit",), noise=0.3):
         for stage in stages
         for epoch in epochs
     ]
-    return {**about(run), **asdict(training(iter(steps), teacher, labels, Plan()))}
+    followed = Followed(teacher, labels, Plan())
+    for step in steps:
+        followed.add(*step)
+    return {**about(run), **asdict(followed.result())}
 
 
 def correlations(classes, run="one", labels=None, n=300):
