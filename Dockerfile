@@ -3,7 +3,10 @@
 #   docker build --tag kdtool .
 #   docker run --rm kdtool                                            the quickstart
 #   docker run --rm --gpus all --user "$(id -u):$(id -g)" \
-#     -v "$PWD/data:/data:ro" -v "$PWD/cache:/cache" -v "$PWD/runs:/runs" kdtool teach --help
+#     -v "$PWD/data:/data:ro" -v "$PWD/caches:/cache" -v "$PWD/runs:/runs" kdtool teach --help
+#
+# Folders that are mounted are made before (mkdir -p caches runs): docker makes them root's. On several GPUs:
+#   docker run ... --gpus all --ipc=host --entrypoint torchrun kdtool --nproc-per-node 4 -m -- kdtool extract ...
 #
 # Works with --read-only --tmpfs /tmp --network none. `docker stop --time 300` lets it finish the step or block it is at;
 # the same command goes on from there.
@@ -23,7 +26,8 @@ RUN groupadd --gid 1000 kdtool && useradd --uid 1000 --gid 1000 --no-create-home
  && mkdir /data /cache /runs && chown 1000:1000 /data /cache /runs
 VOLUME ["/data", "/cache", "/runs"]
 # USER for torch, which asks for a name even where --user gives a number that has none.
-ENV HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib USER=kdtool PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# What is known of pictures that were looked at lies with the runs, so that the next command need not look again.
+ENV HOME=/tmp XDG_CACHE_HOME=/runs/.cache MPLCONFIGDIR=/tmp/matplotlib USER=kdtool PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /runs
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["kdtool"]

@@ -3,6 +3,7 @@
 Left out: the lock and the additions (kdtool.cache.writer).
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,26 @@ def sweep(root: Path, manifest: Manifest) -> None:
         for name in tree.strays(manifest, tree.walk(root)):
             if tree.CHUNK.fullmatch(name) or tree.METADATA.fullmatch(name):
                 (root / name).unlink()
+
+
+def holds_nothing(root: Path, manifest: Manifest) -> bool:
+    """Whether a cache has neither blocks nor fits, nor a fit that was begun. Labels are soon there again."""
+    kept = {grid.file(chunk) for grid in manifest.whole_grids() for chunk in range(grid.chunks)}
+    begun = root / journal.SCRATCH
+    return not manifest.fits and manifest.files.keys() <= kept and not (begun.is_dir() and any(begun.iterdir()))
+
+
+def abandon(root: Path) -> None:
+    """Removes everything but the lock; whatever stops it, what is left is a cache that holds nothing, or none."""
+    with files.explained(root):
+        (root / journal.JOURNAL).unlink(missing_ok=True)
+        for entry in root.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in (journal.LOCK, journal.MANIFEST, journal.COPY):
+                entry.unlink()
+        (root / journal.MANIFEST).unlink()
+        (root / journal.COPY).unlink(missing_ok=True)
 
 
 def mend_provenance(root: Path) -> None:

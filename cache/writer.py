@@ -21,7 +21,16 @@ from kdtool.cache.chunks import Array, encode_whole, record_of, write_files
 from kdtool.cache.identity import difference, plain, refuse
 from kdtool.cache.layout import Contents, FitContents, Layout
 from kdtool.cache.lines import seal
-from kdtool.cache.opening import mend_provenance, open_manifest, refuse_folder, refuse_odd, require_space, tidy
+from kdtool.cache.opening import (
+    abandon,
+    holds_nothing,
+    mend_provenance,
+    open_manifest,
+    refuse_folder,
+    refuse_odd,
+    require_space,
+    tidy,
+)
 from kdtool.cache.reader import Cache
 from kdtool.errors import IdentityError
 
@@ -35,6 +44,9 @@ def create_or_open(
     identity: plain values. room: the bytes that will be written, asked before the first is. ResourceError where the
     disk has fewer, or another process writes into the cache, IdentityError where it is a cache of something else,
     UsageError where the folder holds other things, DamageError where the cache is damaged.
+
+    A new cache that an error leaves without a block, a fit or the state of one is none: its batch and its device bind
+    nobody who tries again with others.
     """
     root = Path(path)
     refuse_folder(root)
@@ -49,7 +61,12 @@ def create_or_open(
             journal.create(root, manifest)
             tidy(root, manifest)
         writer = CacheWriter(cache)
-        yield writer
+        try:
+            yield writer
+        except BaseException:
+            if not begun and holds_nothing(root, manifest):
+                abandon(root)
+            raise
         writer.finish()
 
 

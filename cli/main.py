@@ -33,8 +33,8 @@ def run(arguments: Sequence[str]) -> int:
             code = app(words, prog_name="kdtool", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:  # the reader of a pipe has left, as in `kdtool models | head -1`
-        if COMPLETE in os.environ and isinstance(error, SystemExit):
-            return error.code if isinstance(error.code, int) else 0
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            return _exited(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the one place that may see anything
@@ -46,6 +46,14 @@ def run(arguments: Sequence[str]) -> int:
     if code == 130:
         return _say(_stopped("interrupted", words), 130)
     return code if isinstance(code, int) else 0
+
+
+def _exited(error: SystemExit) -> int:
+    """The exit code of a command that something has ended by itself: a shell's completion, or code of the user's."""
+    if FILES:
+        named = " or ".join(sorted(FILES))
+        return _say(f"{named} ended the command by sys.exit({error.code!r}); raise an error there", 2)
+    return error.code if isinstance(error.code, int) else 0
 
 
 def _stopped(how: str, words: Sequence[str]) -> str:
@@ -62,7 +70,8 @@ def _fail(error: Exception, words: Sequence[str], debug: bool) -> int:
         return 2
     if debug:
         traceback.print_exception(error)
-    said = (_stopped("interrupted", words), 130) if type(error).__name__ == "Abort" else _explained(error, message)
+    abort = type(error).__name__ == "Abort"
+    said = (_stopped("interrupted", words), 130) if abort else _explained(error, message, words)
     return said[1] if _said_by_rank_0(error) else _say(*said)
 
 
@@ -75,14 +84,14 @@ def _said_by_rank_0(error: Exception) -> bool:
     return same and os.environ.get("RANK", "0") != "0"
 
 
-def _explained(error: Exception, message: str) -> tuple[str, int]:
+def _explained(error: Exception, message: str, words: Sequence[str]) -> tuple[str, int]:
     if isinstance(error, KdtoolError):
         return str(error), error.exit_code
     if message:  # a wrong option, value or command
         return f"{message.rstrip('.')} (see --help)", 2
     torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     if isinstance(error, MemoryError) or torchs:
-        return f"not enough memory: {error}; take a smaller --batch, or --device cpu", 5
+        return f"not enough memory: {error}; {_smaller(words)}", 5
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space left; free some space and run the same command again: it goes on where it stopped", 5
     if isinstance(error, OSError):
@@ -96,6 +105,15 @@ def _explained(error: Exception, message: str) -> tuple[str, int]:
         advice = "check your method as docs/own-method.md shows, your network with `kdtool models`, or see --debug"
         return f"{type(error).__name__}: {error}; {advice}", 1
     return f"a bug in kdtool: {type(error).__name__}: {error}; `kdtool --debug ...` shows where", 1
+
+
+def _smaller(words: Sequence[str]) -> str:
+    """What a command can do with less memory."""
+    if words[:1] in (["teach"], ["distill"]) or words[:2] == ["analyze", "probe"]:
+        return "take a smaller --batch, or --device cpu"
+    if words[:1] == ["extract"]:
+        return "take a smaller --batch, or --device cpu; a cache that holds something has its own: name another --cache"
+    return "free some, or run it on a machine with more"
 
 
 _NAMES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)

@@ -70,7 +70,6 @@ def probe(
     seed: o.Seed = None,
     device: o.Device = None,
     precision: o.Precision = None,
-    cache: o.CachePath = None,
     folder: o.Folder = Path(),
     config: o.Config = None,
     json: o.Json = False,
@@ -87,7 +86,7 @@ def probe(
     from kdtool.engine.configuration import Values
 
     values = Values.of_file("probe", config)
-    workspace = o.open_workspace(folder, cache)
+    workspace = o.open_workspace(folder)
     named = values.get("run", None, None, str)
     found = run or (workspace.runs / named if named else newest_run(workspace))
     asked = probe_config(values, **{**flags, "run": found})

@@ -159,6 +159,10 @@ class Values:
 def teach_config(values: Values, **flags: Any) -> TeachConfig:
     """What `kdtool teach` is asked for; flags as its command line takes them."""
     of, given = values, Given(flags)
+    as_is = of.get("as_is", given.as_is or None, False, bool)
+    named = [name for name in ("recipe", *RECIPE) if as_is and getattr(given, name) is not None]
+    if named:
+        raise UsageError(f"--as-is trains nothing: --{named[0].replace('_', '-')} does not apply")
     return TeachConfig(
         data=data_of(of, given),
         network=of.get("network", given.network, "resnet34", str),
@@ -182,7 +186,7 @@ def teach_config(values: Values, **flags: Any) -> TeachConfig:
         std=of.channels("std", given.std),
         taps=of.taps(given.tap),
         initial=of.where("initial", given.initial),
-        as_is=of.get("as_is", given.as_is or None, False, bool),
+        as_is=as_is,
         freeze=tuple(of.get("freeze", given.freeze, [], list)),
         batchnorm=of.get("batchnorm", given.batchnorm, "eval", str),
         head_learning_rate=of.get("head_learning_rate", given.head_learning_rate, None, float),

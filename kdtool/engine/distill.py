@@ -27,7 +27,7 @@ from kdtool.engine.device import choose_device, choose_precision, placed
 from kdtool.engine.finetune import head_rate
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Bound, Job, check_head_rate, check_keep, check_schedule, check_seed, seeded
-from kdtool.engine.lacking import check_cache, extract_command, identity_words, option_text
+from kdtool.engine.lacking import cache_words, check_cache, extract_command, option_text
 from kdtool.engine.live import living
 from kdtool.engine.optim import Recipe
 from kdtool.engine.ranks import Ranks, alike, ranks
@@ -295,7 +295,7 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
         "teacher": teacher_of(cache),
         "cache": {
             "identity": cache.identity_digest,
-            "options": identity_words(cache.identity),
+            "options": cache_words(cache, needs.targets),
             "bytes": job.views * row_bytes(cache, needs) * samples,
             "tap_bytes": job.views * tap_bytes(cache, needs) * samples,
         },

@@ -50,8 +50,9 @@ class Events:
 
 
 def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name in ("loss", "learning_rate"):
-        yield name, row[name]
+    if row["loss"] is not None:  # a teacher that is taken as it is has none
+        yield "loss", row["loss"]
+    yield "learning_rate", row["learning_rate"]
     for part in ("train", "validation", "test"):
         if row[f"{part}_accuracy"] is not None:
             yield f"accuracy/{part}", row[f"{part}_accuracy"]

@@ -20,6 +20,7 @@ from kdtool.errors import DamageError, UsageError, unknown
 
 DEFAULT_STUDENT = "resnet18"
 DEFAULT_VIEWS = 8
+DEFAULT_BATCH = 256  # of the teacher
 
 # What is read of the identity of a cache, which holds more.
 _IDENTITY: dict[str, Any] = {
@@ -129,3 +130,8 @@ def check_rule(record: Mapping[str, Any], what: str, repair: str) -> None:
         rule_from(record)
     except (KeyError, ValueError, TypeError, UsageError):
         raise DamageError(f"{what} names an augmentation that is unknown here: {record}; {repair}") from None
+
+
+def default_fit_views(placements: int | None) -> int:
+    """How many views fits pass over where nobody says, of an augmentation with so many (None for no end of them)."""
+    return min(4, placements or 4)

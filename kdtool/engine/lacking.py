@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kdtool.cache.identity import refuse
+from kdtool.data.preparation import rule_from
+from kdtool.engine.extraction import stored_dtype
+from kdtool.engine.folder import DEFAULT_BATCH, default_fit_views
 from kdtool.errors import DamageError
 from kdtool.methods import reference
 from kdtool.targets import describe
@@ -107,6 +111,21 @@ def identity_words(identity: Mapping[str, Any]) -> list[str]:
     defaults = {"seed": 0, "precision": "float32"}
     chosen = {name: value for name, value in identity_options(identity).items() if value != defaults.get(name)}
     return [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def cache_words(cache: Cache, targets: Sequence[Target]) -> list[str]:
+    """The options without which extract would make a cache of another identity, or store targets in other dtypes."""
+    layout, placements = cache.layout, rule_from(cache.identity["augmentation"]).placements
+    block = replace(layout, block=None).to_json()["block"]
+    chosen = {
+        "batch": (layout.batch, DEFAULT_BATCH),
+        "block": (layout.block or block, block),
+        "fit-views": (layout.fit_views, default_fit_views(placements)),
+    }
+    grid = [word for name, (value, usual) in chosen.items() if value != usual for word in (f"--{name}", str(value))]
+    dtypes = {target.key: stored_dtype(target, cache.contents) for target in targets}
+    named = [f"{target.key}={dtypes[target.key]}" for target in targets if dtypes[target.key] not in ("", target.dtype)]
+    return [*identity_words(cache.identity), *grid, *(word for one in named for word in ("--dtype", one))]
 
 
 def identity_options(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kdtool.data.preparation import all_views, check_views
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import needs_of
 from kdtool.engine.extraction import FLOATS, Extraction
-from kdtool.engine.folder import DEFAULT_VIEWS, Workspace
+from kdtool.engine.folder import DEFAULT_BATCH, DEFAULT_VIEWS, Workspace, default_fit_views
 from kdtool.engine.job import check_seed
 from kdtool.engine.workspace import TeacherRecord, labelled, load_data, read_record, read_split, read_teacher
 from kdtool.errors import UsageError
@@ -173,8 +173,8 @@ def make_layout(
     """The grid of the cache: what was asked for, else that of the cache that is there, else the defaults."""
     if known is None and holds_cache(workspace.cache):
         known = open_cache(workspace.cache).layout
-    batch = _first(config.batch, known.batch if known else 256)
-    fit_views = _first(config.fit_views, known.fit_views if known else min(4, placements or 4))
+    batch = _first(config.batch, known.batch if known else DEFAULT_BATCH)
+    fit_views = _first(config.fit_views, known.fit_views if known else default_fit_views(placements))
     if placements is not None and fit_views > placements:
         raise UsageError(f"--fit-views {fit_views}: this augmentation has {placements} views; ask for no more")
     block = config.block

@@ -187,7 +187,8 @@ class RunFolder:
             self.events.follow(rows)
 
     def finish(self, result: dict[str, Any], rows: list[Row]) -> None:
-        """Writes the table and, last, the result."""
+        """Writes metrics, table and, last, the result."""
+        self.write_rows(rows)
         if self.events:
             self.events.close()
         table = io.StringIO()

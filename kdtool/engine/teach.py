@@ -398,9 +398,10 @@ def about(config: TeachConfig, lesson: Lesson, model: nn.Module, test_accuracy: 
 
 def defaults(workspace: Workspace, config: TeachConfig, lesson: Lesson, record: TeacherRecord) -> dict[str, Any]:
     """What kdtool.toml says to the commands that follow."""
+    folder = Path(config.data_folder or data.DEFAULT_FOLDER)
     return {
         "data": config.data,
-        "data_folder": str(Path(config.data_folder).resolve()) if config.data_folder else None,
+        "data_folder": str(folder.resolve()) if config.data_folder or folder.is_dir() else None,
         "teacher": workspace.teacher.name,
         "teacher_sha256": record.sha256,
         "split_digest": record.split_digest,

@@ -92,7 +92,7 @@ def _stage_text(job: Job, number: int) -> str:
     stage = job.stages[number]
     plan = stage_recipe(job.recipe, stage)
     length = f"{counted(plan.epochs, 'epoch')} of {counted(epoch_steps(job, plan), 'step')}"
-    return f"{stage.name}: {length}; loss: {loss_text(stage, job.bound)}"
+    return f"{stage.name}: {length} on {job.device} in {job.precision}; loss: {loss_text(stage, job.bound)}"
 
 
 def _run_stage(

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,21 +100,41 @@ def _torch() -> Iterator[Check]:
         yield pair(str(whole_version("torch")), str(whole_version("torchvision")), _asked_torch(), failure)
     told = json.loads(done.stdout.splitlines()[-1])
     built = f"torch is built for CUDA {told['built']}" if told["built"] else "torch is built without CUDA"
-    yield Check("devices", ", ".join(["cpu", *told["cuda"]]), "" if told["cuda"] else f"no CUDA device; {built}")
+    note = "" if told["cuda"] else f"no CUDA device; {built}"
+    yield Check("devices", ", ".join(["cpu", *told["cuda"]]), note, unusable(told["failures"], built))
     native = "multiplies it natively" if told["precision"] == "bfloat16" else "does not multiply bfloat16 natively"
     yield Check("precision", told["precision"], f"--precision auto, as the {told['auto']} {native}")
     yield Check("threads", f"{told['threads']} of {os.cpu_count()} cores")
 
 
+# What torch warns of is a driver that is too old for it, or a device that it was not built for.
 DEVICES = """
-import json, torch
+import json, warnings
+import torch
 from kdtool.engine.device import choose_device, choose_precision
-count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-names = [torch.cuda.get_device_name(index) for index in range(count)]
+names, failures = [], []
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        names.append(torch.cuda.get_device_name(index))
+        try:
+            square = torch.ones(8, 8, device=f"cuda:{index}")
+            (square @ square).sum().item()
+        except Exception as error:
+            failures.append(f"{names[-1]}: {error}")
+    failures += [str(one.message) for one in told if "cuda" in str(one.message).lower()]
 device = choose_device("auto")
-told = {"cuda": names, "built": torch.version.cuda, "threads": torch.get_num_threads()}
+told = {"cuda": names, "failures": failures, "built": torch.version.cuda, "threads": torch.get_num_threads()}
 print(json.dumps({**told, "auto": device.type, "precision": choose_precision("auto", device)}))
 """
+
+
+def unusable(failures: Sequence[str], built: str) -> str:
+    """What there is to say of devices that torch cannot use; empty where there are none."""
+    if not failures:
+        return ""
+    said = " ".join(failures[0].split(". ")[0].split())
+    return f"torch cannot use a device that is there: {said}; {built}: install a torch that fits driver and device"
 
 
 def pair(torch: str, torchvision: str, asks: str, failure: str) -> Check:

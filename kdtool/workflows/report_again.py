@@ -56,15 +56,21 @@ def folder_of(run: Run) -> str:
 
 
 def extracts(students: Sequence[Group]) -> list[str]:
-    """The commands that make the cache: one for all methods with their defaults, one for every other choice."""
+    """The commands that make the caches: one for all methods with their defaults, one for every other choice.
+
+    Students without a teacher read what each of them stores; of a cache that has no others, a plain one makes it.
+    """
+    first = [group.runs[0] for group in students]
+    taught = {run.cache_identity for run in first if run.methods}
     wanted: dict[str, list[Run]] = {}
-    for run in (group.runs[0] for group in students):
+    for run in (run for run in first if run.methods or run.cache_identity not in taught):
         place = ["--cache", str(run.config["cache"])] if "cache" in run.config else []
-        wanted.setdefault(shlex.join([*settings(run), *run.cache_options, *place]), []).append(run)
+        asked = settings(run) if run.methods else ["--no-srm"]
+        wanted.setdefault(shlex.join([*asked, *run.cache_options, *place]), []).append(run)
     lines = []
     for words, runs in sorted(wanted.items()):
         methods = [f"--for {shlex.quote(name)}" for name in sorted({name for run in runs for name in references(run)})]
-        networks = [f"--student {shlex.quote(name)}" for name in sorted({run.network for run in runs})]
+        networks = [f"--student {shlex.quote(name)}" for name in sorted({run.network for run in runs if run.methods})]
         views = f"--views {max(run.views for run in runs)}"
         lines.append(" ".join(filter(None, ("kdtool extract", *methods, words, *networks, views))))
     return lines

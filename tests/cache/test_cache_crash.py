@@ -204,6 +204,27 @@ def test_opening_for_writing_removes_leftovers_of_writers_and_nothing_else(tmp_p
     assert tiny.tree(root) == tiny.tree(sound) | {"notes.txt": b"mine"}
 
 
+def test_a_new_cache_that_holds_nothing_when_its_writer_fails_is_none(tmp_path, tiny):
+    """So that its batch binds nobody; one that holds a block, a fit or the state of a fit stays."""
+    root = tmp_path / "cache"
+    with pytest.raises(Killed), create_or_open(root, tiny.identity, tiny.layout) as writer:
+        for key, contents in tiny.keys.items():
+            writer.declare(key, contents)
+        samples = range(tiny.layout.samples["train"])
+        writer.put_samples("train", [0 for _ in samples], samples)
+        writer.provenance({"device_type": "cuda"})
+        raise Killed
+    assert [path.name for path in root.iterdir()] == ["lock"]
+    with pytest.raises(Killed), create_or_open(root, tiny.identity, tiny.layout) as writer:
+        (writer.scratch / "state.json").write_text("{}")
+        raise Killed
+    assert (root / "scratch/state.json").exists()
+    with pytest.raises(Killed), create_or_open(root, tiny.identity, tiny.layout) as writer:
+        (writer.scratch / "state.json").unlink()
+        raise Killed
+    assert open_cache(root).contents == {}  # it was there before
+
+
 class Sessions(RuleBasedStateMachine):
     """Writers that come, commit in any order, and end well or badly, against a plain list of what was committed."""
 
@@ -238,7 +259,9 @@ class Sessions(RuleBasedStateMachine):
 
     @invariant()
     def knows_what_was_committed(self):
-        if not self.root.exists():
+        if not (self.root / "manifest.json").exists():  # the first writer failed before it had anything
+            assert not self.committed
+            assert {path.name for path in self.root.glob("*")} <= {"lock"}
             return
         cache = open_cache(self.root)
         for key in cache.contents:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from kdtool import files
 from kdtool.cache import open_cache
 from kdtool.cli.main import run
+from kdtool.engine import blocks
 
 Typed = Callable[..., Any]
 
@@ -296,6 +297,45 @@ def test_no_memory_is_a_resource(work: Path, refused: Typed, monkeypatch: pytest
 
     monkeypatch.setattr("kdtool.engine.distill.make_job", without)
     refused(5, ("not enough memory", "--batch"), f"{DISTILL} --run second --folder", work)
+
+
+@pytest.mark.parametrize("line", ["--batch 8 --block 8", "--batch 8 --block 8 --views 2"])
+def test_an_extract_without_room_for_its_first_batch_can_begin_again_with_a_smaller_one(
+    line: str, work: Path, typed: Typed, refused: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = work / "small.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr("kdtool.engine.blocks.answered", raising(MemoryError("no room")))
+        told = ("not enough memory", "smaller --batch", "name another --cache")
+        refused(5, told, f"{EXTRACT} --cache {cache} --folder", work)
+    assert [path.name for path in cache.iterdir()] == ["lock"]
+    assert typed(f"extract --no-srm --quiet {line} --cache {cache} --folder {work}").code == 0
+    assert open_cache(cache).layout.batch == 8
+
+
+def test_an_extract_that_fails_later_keeps_what_it_has(
+    work: Path, typed: Typed, refused: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, calls, answer = work / "begun.zarr", [], blocks.answered
+
+    def twice(*given: object) -> object:
+        calls.append(given)
+        return answer(*given) if len(calls) < 6 else raising(MemoryError("no room"))()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdtool.engine.blocks.answered", twice)
+        refused(5, ("not enough memory",), f"{EXTRACT} --cache {cache} --folder", work)
+    held = open_cache(cache)
+    assert held.unfinished
+    assert 0 < held.views("logits") < 3
+    assert typed(f"{EXTRACT} --cache {cache} --folder {work}").code == 0
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def run(*_: object) -> NoReturn:
+        raise error
+
+    return run
 
 
 # A loss that is not finite: exit 6.

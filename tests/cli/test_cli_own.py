@@ -113,6 +113,15 @@ def test_a_bug(name: str, mine: Callable[[dict[str, str]], None], work: Path, re
     refused(code, texts, LINE, work)
 
 
+@pytest.mark.parametrize("exit_code", ["", "0", "2"])
+def test_a_method_that_ends_the_program(
+    exit_code: str, mine: Callable[[dict[str, str]], None], work: Path, refused: Typed
+) -> None:
+    """As argparse does, which a repository's code may call."""
+    mine({"TERMS": f"import sys; sys.exit({exit_code})"})
+    refused(2, ("mine.py ended the command by sys.exit(",), LINE, work)
+
+
 def test_a_module_that_ends_the_program(mine: Callable[[dict[str, str]], None], work: Path, refused: Typed) -> None:
     mine({"from dataclasses": "import sys; sys.exit(0)\nfrom dataclasses"})
     refused(2, ("mine cannot be imported", "SystemExit"), LINE, work)

@@ -39,6 +39,7 @@ WRONG = {  # line -> what the message must hold
     "teach --data cifar10 --std 0,1,1": ("--std is three numbers above 0",),
     "teach --data cifar10 --from nowhere.pt": ("no file of weights",),
     "teach --data cifar10 --as-is": ("--as-is", "--from names none"),
+    "teach --data cifar10 --from x.pth --as-is --learning-rate 1": ("--as-is trains nothing", "--learning-rate"),
     "teach --data cifar10 --freeze stage9": ("'stage9'", "stage1"),
     "teach --data cifar10 --batchnorm of": ("'of'", "eval, train"),
     "teach --data cifar10 --head-lr 0": ("--head-lr is above 0",),

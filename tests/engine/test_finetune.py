@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from stopping import StopAfter
 from torch import nn
 
-from kdtool import data, files
+from kdtool import data, files, read_runs, write_report
 from kdtool.data import Dataset, Part, content_digest
 from kdtool.engine import state
 from kdtool.engine.configuration import Values, distill_config
@@ -181,6 +181,15 @@ def test_weights_are_taken_as_they_are(teacher: Path, tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "teacher.json", "") == record
     again = teach(Workspace.open(tmp_path), replace(CONFIG, initial=str(teacher), as_is=True), Silent(), StopRequest())
     assert again == result
+
+
+def test_a_teacher_that_is_taken_as_it_is_is_a_run_that_can_be_shown(teacher: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, initial=str(teacher), as_is=True)
+    result = teach(Workspace(tmp_path), config, Silent(), StopRequest(), tensorboard=True)
+    (run,), skipped = read_runs([tmp_path / "runs"])
+    assert (skipped, run.last) == ([], result["test_accuracy"]["last"])
+    assert [path.name.split(".")[0] for path in run.folder.glob("*tfevents*")] == ["events"]
+    assert "0 of 1" not in write_report([tmp_path / "runs"], tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

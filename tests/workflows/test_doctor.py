@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from kdtool.workflows import doctor, versions
 
@@ -17,7 +18,8 @@ Typed = Callable[[str], tuple[int, str, str]]
 def imports_go_well(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No process is started; gives the programs that would have run."""
     asked: list[str] = []
-    told = json.dumps({"cuda": ["A big one"], "built": "13.0", "threads": 4, "auto": "cuda", "precision": "bfloat16"})
+    device = {"cuda": ["A big one"], "failures": [], "built": "13.0"}
+    told = json.dumps({**device, "threads": 4, "auto": "cuda", "precision": "bfloat16"})
 
     def done(code: str) -> subprocess.CompletedProcess[str]:
         asked.append(code)
@@ -45,6 +47,31 @@ def test_everything_is_named_and_fits_80_columns(typed: Typed) -> None:
     assert max(map(len, out.splitlines())) <= 80
     libraries = ("torch", "torchvision", "zarr", "numpy", "safetensors", "scikit-learn", "matplotlib", "timm")
     assert all(word in out for word in ("python", "kdtool", *libraries, "devices", "precision", "threads", "disk"))
+
+
+OLD = """
+import torch
+answers = iter([True])
+torch.cuda.is_available = lambda: next(answers, False)
+torch.cuda.device_count, torch.cuda.get_device_name = lambda: 1, lambda index: "An old one"
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device that is there can be used")
+def test_a_device_that_cannot_be_used_is_a_problem() -> None:
+    done = doctor._run(OLD + doctor.DEVICES)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["cuda"] == ["An old one"]
+    assert told["failures"][0].startswith("An old one: ")
+    problem = doctor.unusable(told["failures"], "torch is built for CUDA 13.2")
+    assert problem.startswith("torch cannot use a device that is there: An old one: ")
+    assert problem.endswith("torch is built for CUDA 13.2: install a torch that fits driver and device")
+
+
+def test_what_torch_warns_of_a_driver_is_a_problem() -> None:
+    warning = "import torch, warnings; torch.cuda.is_available = lambda: bool(warnings.warn('CUDA: too old')); "
+    told = json.loads(doctor._run(warning + doctor.DEVICES).stdout.splitlines()[-1])
+    assert told["failures"][0] == "CUDA: too old"
 
 
 def test_all_is_right(typed: Typed, imports_go_well: list[str]) -> None:
@@ -83,7 +110,8 @@ def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_broken_torchvision_does_not_break_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = json.dumps({"cuda": [], "built": None, "threads": 1, "auto": "cpu", "precision": "float32"})
+    device = {"cuda": [], "failures": [], "built": None}
+    told = json.dumps({**device, "threads": 1, "auto": "cpu", "precision": "float32"})
     real = doctor._run
     broken = "raise RuntimeError('operator torchvision::nms does not exist')"
     monkeypatch.setattr(doctor, "_run", lambda code: real(f"print('{told}')" if code == doctor.DEVICES else broken))

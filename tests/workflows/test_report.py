@@ -168,6 +168,13 @@ def test_headline_and_reproduction(runs, tmp_path):
         assert fact in text
 
 
+def test_a_cache_of_students_without_a_teacher_alone_is_made_by_a_plain_extract(tmp_path):
+    write_run(tmp_path / "runs/teacher", "teach", "resnet34", [], {}, 0, 78.9)
+    write_run(tmp_path / "runs/none", "distill", "resnet18", [], {}, 0, 75.2)
+    text = " ".join(read(write_report([tmp_path / "runs"], tmp_path / "report.html")).text)
+    assert "kdtool extract --no-srm --views 8" in text
+
+
 def test_another_cache_is_named_with_what_made_it(runs, tmp_path):
     """And runs that lie under names of their own differ in nothing."""
     for seed in (0, 1):
