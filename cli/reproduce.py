@@ -11,6 +11,7 @@ from kdtool import files
 from kdtool.cli import complete
 from kdtool.cli import options as o
 from kdtool.cli.console import Shown, in_units, print_json, print_line, print_table
+from kdtool.cli.extract import AllowMixed
 from kdtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def option(name: str, value: Any) -> list[str]:
         return [f"{flag} {key}={item}" for key, item in value.items()]
     if value is True:
         return [flag]
-    if name in ("mean", "std"):
+    if name in ("mean", "std") and isinstance(value, list):
         return [f"{flag} {','.join(map(str, value))}"]
     return [f"{flag} {item}" for item in value] if isinstance(value, list) else [f"{flag} {value}"]
 
@@ -188,6 +189,7 @@ def plan(
     only: Only = None,
     data_folder: o.DataFolder = None,
     device: o.Device = None,
+    allow_mixed: AllowMixed = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -202,7 +204,7 @@ def plan(
 
     recipes = [load(name) for name in names]
     with Shown(quiet) as shown:
-        work = _work(folder, _results(folder, results), shown, None, data_folder, None, device)
+        work = _work(folder, _results(folder, results), shown, None, data_folder, None, device, allow_mixed)
         found = compute(work, [(recipe, chosen(recipe, only), seeds or recipe.seeds) for recipe in recipes])
     if json:
         print_json([asdict(one) for one in found])
@@ -228,6 +230,7 @@ def run(
     data_folder: o.DataFolder = None,
     weights: Weights = None,
     device: o.Device = None,
+    allow_mixed: AllowMixed = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Run what has no row yet; it may be stopped at any time.
@@ -246,7 +249,7 @@ def run(
         share = f"{found[0]}/{found[1]}"
     kept = _results(folder, results, share)
     with Shown(quiet) as shown, shown.stoppable() as stop:
-        work = _work(folder, kept, shown, stop, data_folder, weights, device)
+        work = _work(folder, kept, shown, stop, data_folder, weights, device, allow_mixed)
         waiting = work.run([(recipe, chosen(recipe, only), seeds or recipe.seeds) for recipe in recipes])
     if waiting:
         print_line(f"{waiting} cells wait for the searches of other shares; run this again when those have ended")
@@ -296,7 +299,7 @@ def table(
         print_table(row, ("", *tables.header(own)), [(name, *cells) for name, cells in zip(named, shown, strict=True)])
         for line in own:
             if text := tables.remark(line):
-                print_line(f"{line.column}: {text}")
+                print_line(f"{line.column}{f' ({line.teacher})' if mixed else ''}: {text}")
         for text in tables.correlated(own):
             print_line(text)
     for path in [*([markdown] if markdown else []), *drawn]:
@@ -366,8 +369,9 @@ def _work(
     data_folder: Path | None,
     weights: Path | None,
     device: str | None,
+    allow_mixed: bool,
 ) -> "Work":
     from kdtool.progress import StopRequest
     from kdtool.workflows.reproduce.work import Work
 
-    return Work(folder, results, progress, stop or StopRequest(), data_folder, weights, device or "auto")
+    return Work(folder, results, progress, stop or StopRequest(), data_folder, weights, device or "auto", allow_mixed)

@@ -12,7 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from kdtool.cache import create_or_open, open_cache, verify
+from kdtool import files
+from kdtool.cache import create_or_open, journal, open_cache, verify
 from kdtool.errors import DamageError, ResourceError, UsageError
 
 
@@ -207,22 +208,38 @@ def test_opening_for_writing_removes_leftovers_of_writers_and_nothing_else(tmp_p
 def test_a_new_cache_that_holds_nothing_when_its_writer_fails_is_none(tmp_path, tiny):
     """So that its batch binds nobody; one that holds a block, a fit or the state of a fit stays."""
     root = tmp_path / "cache"
-    with pytest.raises(Killed), create_or_open(root, tiny.identity, tiny.layout) as writer:
+
+    def failing(step):
+        with contextlib.suppress(Killed), create_or_open(root, tiny.identity, tiny.layout) as writer:
+            step(writer)
+            raise Killed
+
+    def labels(writer):
         for key, contents in tiny.keys.items():
             writer.declare(key, contents)
         samples = range(tiny.layout.samples["train"])
         writer.put_samples("train", [0 for _ in samples], samples)
         writer.provenance({"device_type": "cuda"})
-        raise Killed
+
+    failing(labels)
     assert [path.name for path in root.iterdir()] == ["lock"]
-    with pytest.raises(Killed), create_or_open(root, tiny.identity, tiny.layout) as writer:
-        (writer.scratch / "state.json").write_text("{}")
-        raise Killed
+    failing(lambda writer: (writer.scratch / "state.json").write_text("{}"))
     assert (root / "scratch/state.json").exists()
-    with pytest.raises(Killed), create_or_open(root, tiny.identity, tiny.layout) as writer:
-        (writer.scratch / "state.json").unlink()
-        raise Killed
+    failing(lambda writer: (writer.scratch / "state.json").unlink())
     assert open_cache(root).contents == {}  # it was there before
+
+
+def test_a_copy_that_a_writer_has_renewed_meanwhile_is_no_damage(tmp_path, tiny, monkeypatch):
+    """A reader takes the manifest before the last block is recorded, and compares it while the journal is folded."""
+    root = tmp_path / "cache"
+    tiny.session(root, {"train": 1})
+    early = journal.load(root)
+    monkeypatch.setattr(journal, "fold", lambda *_: None)
+    tiny.session(root, {"train": 2})
+    files.write_json(root / "manifest.copy.json", journal.load(root).to_json())  # as fold begins
+    monkeypatch.undo()
+    assert (root / "journal.jsonl").exists()
+    journal.check_copy(root / "manifest.copy.json", early)
 
 
 class Sessions(RuleBasedStateMachine):

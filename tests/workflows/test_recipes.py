@@ -296,6 +296,7 @@ BAD = {
     "a pair that is no table": ('pair = ["a"]\n' + GROUP, "pair is 'a'"),
     "a search for one value": (PAIR + "search = { weight = 3 }\n" + GROUP, "weight is 3"),
     "only one text": (PAIR + '[[method]]\nonly = { row = "r" }\n' + GROUP, "row is 'r'"),
+    "only of lists": (PAIR + '[[method]]\nonly = { row = [["r"]] }\n' + GROUP, "unknown row in"),
     "a table that is not printed": ('paper = "KDA"\ntable = "9"\n' + PAIR + GROUP, "prints no table '9'"),
     "a name that cannot be made": ('row = "{row"\n' + PAIR + GROUP, "row and column hold labels"),
     "no seeds": ("seeds = 0\n" + PAIR + GROUP, "seeds"),

@@ -1,5 +1,6 @@
 """Recipes that run, stop, go on and are shared out, on a made-up data set; tables are made of nothing but rows."""
 
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from kdtool.cache import open_cache
 from kdtool.data import DATASETS, Dataset
+from kdtool.engine import extract as extracting
 from kdtool.engine.folder import Workspace
 from kdtool.errors import DamageError, HeldError, IdentityError, Stopped, UsageError
 from kdtool.models import create
@@ -1182,3 +1184,145 @@ def test_an_open_search_of_several_recipes_is_counted_once(tmp_path: Path, made:
     recipe, other = written(tmp_path, SEARCH), load(str(tmp_path / "other.toml"))
     (found,) = plan(made(), [(recipe, recipe.cells, 2), (other, other.cells, 3)])
     assert (found.tasks, found.left) == (6, 6)  # four points, and two more seeds of the one that will be chosen
+
+
+# What is told before anything is run
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("seeds = 2", 'seeds = 2\nanalyze = ["landmarks"]'), "landmarks are analysed over the training"),
+        (('column = "KD"', 'column = "KD"\nprobe = { data = "digitz" }'), "unknown data set in [probe]"),
+        (
+            ('column = "KD"', 'column = "KD"\nprobe = { data = "made_up", stage = "hint" }'),
+            "unknown stage that is probed",
+        ),
+    ],
+)
+def test_what_a_search_runs_in_the_end_is_looked_at_before_it_begins(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], words: str
+) -> None:
+    recipe = written(tmp_path, SEARCH.replace(*change, 1))
+    monkeypatch.delattr(work, "teach")
+    for step in (made().run, partial(plan, made())):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            step([(recipe, recipe.cells, 2)])
+
+
+@pytest.mark.parametrize(
+    "change", [("few_shot = 16", "few_shot = 8"), ('teacher = "tiny"\n', 'teach = { data = "made_up" }\n')]
+)
+def test_two_recipes_that_mean_other_things_by_a_group_do_not_run_together(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    one, two = written(tmp_path, RECIPE), written(tmp_path / "other", RECIPE.replace(*change))
+    monkeypatch.delattr(work, "teach")
+    for step in (made().run, partial(plan, made())):
+        with pytest.raises(UsageError, match="group tiny-few is another one in recipe mine than in mine"):
+            step([(one, one.cells, 2), (two, two.cells, 2)])
+
+
+def test_a_cache_of_another_torch_is_told_of_before_the_first_group_is_run(
+    whole: tuple[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole[0] / "work", tmp_path / "work")
+    recipe = written(tmp_path, FEW + '{ method = "at" }')
+    there = Work(tmp_path / "work", Results(tmp_path / "rows"), Silent(), StopRequest())
+    known = extracting.environment
+    monkeypatch.setattr(extracting, "environment", lambda *given: {**known(*given), "torch": "2.9"})
+    with monkeypatch.context() as patch:
+        patch.delattr(work, "distill")
+        for step in (there.run, partial(plan, there)):
+            with pytest.raises(IdentityError, match="--allow-mixed"):
+                step([(recipe, recipe.cells, 1)])
+    replace(there, allow_mixed=True).run([(recipe, recipe.cells, 1)])
+    keys = {row["key"] for group in ("tiny", "tiny-few") for row in Results(tmp_path / "rows").rows(group)}
+    assert keys == {task.key for cell in recipe.cells for task in tasks(recipe, cell, 1, [])}
+
+
+def test_an_early_teacher_of_one_that_came_with_rows_is_refused_before_anything_is_run(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = written(tmp_path, CHAIN)
+    made().teacher(recipe, recipe.groups["first"])
+    monkeypatch.delattr(work, "distill")
+    with pytest.raises(UsageError, match="a teacher that came with rows has none"):
+        made("elsewhere").run([(recipe, recipe.cells, 1)])
+
+
+# Teachers that are gone, and several of them
+
+
+def test_a_teacher_whose_weights_alone_are_gone_is_trained_again(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    shutil.copytree(whole[0] / "work", tmp_path / "work")
+    (tmp_path / "work/tiny/teacher.safetensors").unlink()
+    there = Work(tmp_path / "work", Results(tmp_path / "rows"), Silent(), StopRequest())
+    recipe = whole[1]
+    assert [one.left for one in plan(there, [(recipe, recipe.cells, 1)])] == [2, 2]
+    there.run([(recipe, [cell for cell in recipe.cells if cell.group == "tiny"], 1)])
+    assert (tmp_path / "work/tiny/teacher.safetensors").exists()
+    assert len(Results(tmp_path / "rows").rows("tiny")) == 3
+
+
+def test_of_two_teachers_that_are_gone_the_one_with_all_rows_counts(
+    whole: tuple[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    results = Results(tmp_path / "rows")
+    rows = results.rows("tiny")
+    for number in range(len(rows) + 1):
+        results.add({**rows[0], "key": f"{number:064x}", "teacher": {**rows[0]["teacher"], "sha256": "f" * 64}})
+    for kept in (tmp_path / "rows").glob("*/*/teacher"):
+        shutil.rmtree(kept)
+    there = Work(tmp_path / "work", results, Silent(), StopRequest())
+    monkeypatch.delattr(work, "teach")
+    there.run([(recipe, recipe.cells, 2)])
+    assert results.rows("tiny")[0]["teacher"] != results.rows("tiny")[-1]["teacher"]
+
+
+def test_figures_and_correlations_are_of_one_teacher(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, recipe = whole
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    results = Results(tmp_path / "rows")
+    for row in results.rows("tiny"):
+        results.add({**row, "teacher": {**row["teacher"], "sha256": "f" * 64}})
+    names = {result["run"] for result in tables.analysed(recipe, results, "gram-gap") if "all" in result["run"]}
+    first = results.rows("tiny")[0]["teacher"]["sha256"][:12]
+    assert names == {f"all, {column} ({teacher})" for column in ("none", "KD") for teacher in (first, "f" * 12)}
+    line = tables.lines(recipe, results)[1]
+    several = []
+    for teacher, number in itertools.product(("a" * 12, "b" * 12), range(6)):
+        kernels = {"losses": {"before_fc": float(number)}, "alignments": {"before_fc": 1.0 / (1 + number)}}
+        several.append(replace(line, teacher=teacher, mean=float(number), **kernels))
+    told = tables.correlated(several)
+    assert [text.partition(":")[0] for text in told] == [f"before_fc ({'a' * 12})", f"before_fc ({'b' * 12})"]
+    assert all("of 6 means +1.00 with the loss" in text for text in told)
+
+
+def test_a_student_that_becomes_a_teacher_is_made_of_its_cache_too(tmp_path: Path) -> None:
+    one = written(tmp_path, CHAIN)
+    two = written(tmp_path, CHAIN.replace("extract = { batch = 16 }", "extract = { batch = 16, few_shot = 8 }", 1))
+    assert one.basis("early") == two.basis("early")
+    assert one.basis("after") != two.basis("after")
+
+
+def test_the_plan_counts_the_teachers_batches_and_not_the_bytes(
+    whole: tuple[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans.Clock, "_timed", lambda *_: 1.0)
+    recipe = written(tmp_path, FEW + '{ method = "at" }')
+    there = Work(whole[0] / "work", Results(whole[0] / "rows"), Silent(), StopRequest())
+    few = next(one for one in plan(there, [(recipe, recipe.cells, 2)]) if one.group == "tiny-few")
+    samples = open_cache(whole[0] / "work/tiny-few/cache.zarr").layout.samples
+    batches = {part: -(-count // 16) for part, count in samples.items()}
+    assert 0 < few.held < few.bytes
+    assert few.extract_hours == pytest.approx(2 * batches["train"] * 16 / 3600)
+
+
+def test_a_recipe_is_shown_whatever_its_values_are(tmp_path: Path, typed: Typed) -> None:
+    (tmp_path / "own.toml").write_text(RECIPE.replace("views = 2, prec", "views = 2, mean = 0.5, prec"))
+    code, shown, _ = typed(f"reproduce show {tmp_path / 'own.toml'}")
+    assert (code, "--mean 0.5" in " ".join(shown.split())) == (0, True)

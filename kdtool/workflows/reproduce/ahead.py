@@ -31,7 +31,7 @@ from kdtool.progress import Progress
 from kdtool.targets import Facts, by_key
 from kdtool.workflows.reproduce.measures import ANALYSES
 from kdtool.workflows.reproduce.recipe import Group, Recipe
-from kdtool.workflows.reproduce.tasks import Task, basis_of, searched, tasks
+from kdtool.workflows.reproduce.tasks import Task, basis_of, last, tasks
 
 NEXT = 10_000  # seed of a student that becomes a teacher: no cell has it, whose student would begin where this one did
 SHARED = (
@@ -56,8 +56,7 @@ def check(recipe: Recipe) -> None:
         if group.after:
             check_student(recipe, after(recipe, group))
     for cell in recipe.cells:
-        search = searched(recipe, cell, []) if not cell.skip else None
-        for task in [*tasks(recipe, cell, 1, []), *(search.tried if search else ())]:
+        for task in [*tasks(recipe, cell, 1, []), *(last(recipe, cell) if cell.search and not cell.skip else ())]:
             check_student(recipe, task)
             if task.probe:
                 probing(task)

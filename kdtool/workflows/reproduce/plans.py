@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from kdtool.cache import could_open
 from kdtool.engine import sizes
 from kdtool.engine.device import autocast, choose_device, choose_precision, placed, synchronize
 from kdtool.engine.job import seeded
 from kdtool.models import create
-from kdtool.workflows.reproduce.ahead import after, check, trained_epochs
+from kdtool.workflows.costs import array_batches
+from kdtool.workflows.reproduce.ahead import after, trained_epochs
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.tasks import Task, basis_of, counted
-from kdtool.workflows.reproduce.work import Work, by_group, done
+from kdtool.workflows.reproduce.work import Work, by_group, check_together, done
 
 BATCH, ROUNDS = 64, 3  # of the timed steps
 HOUR = 3600.0
@@ -55,8 +55,8 @@ def plan(work: Work, asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> lis
     What several recipes have in common, teacher, cache or tasks, is counted once.
     """
     found: dict[str, Asked] = {}
+    check_together(asked)
     for recipe, cells, seeds in asked:
-        check(recipe)
 
         def of(name: str, recipe: Recipe = recipe) -> Asked:
             return found.setdefault(basis_of(recipe, name), Asked(recipe, recipe.groups[name]))
@@ -102,10 +102,10 @@ class Asked:
 def _plan(work: Work, asked: Asked) -> Plan:
     recipe, group, tasks, todo = asked.recipe, asked.group, list(asked.tasks.values()), list(asked.todo.values())
     students = list({task.name: task for task in todo}.values())  # a student may have several probes
-    lesson, workspace, more = work.lesson(recipe, group), work.workspace(group.name), sum(asked.more.values())
+    lesson, more = work.lesson(recipe, group), sum(asked.more.values())
     trained = asked.needed and group.teach and not lesson.as_is and not work.has_teacher(recipe, group)
     job = work.foreseen(recipe, group, tasks, asked.cells)
-    known = could_open(workspace.cache, dict(job.identity), job.layout)
+    known = work.cache_for(group, job)
     stored = sizes.rows(job, known, sizes.fit_results(job, known)) if tasks else []
     size, unwritten = (sum(row[name] for row in stored) for name in ("bytes", "bytes_to_write"))
     images = job.layout.samples["train"] / HOUR
@@ -121,7 +121,7 @@ def _plan(work: Work, asked: Asked) -> Plan:
         tasks=len(tasks) + more,
         left=len(todo) + more,
         teach_hours=teach_epochs * images * clock.step(lesson.network) if teach_epochs else 0.0,
-        extract_hours=job.views * images * answer * (unwritten / size) if size and todo else 0.0,
+        extract_hours=array_batches(job, known).total() * job.layout.batch * answer / HOUR if size and todo else 0.0,
         distill_hours=images * (steps + answers[True] * answer),
         live_hours=images * answers[False] * answer,
         bytes=size,

@@ -100,11 +100,16 @@ class Recipe:
         return self.root(group.teacher) if group.teacher else name
 
     def basis(self, name: str) -> dict[str, Any]:
-        """What a group's teacher is made of, as plain values: another one is another teacher."""
-        origins = ("teach", "teacher", "early", "after")
-        return {
-            group.name: {key: value for key in origins if (value := getattr(group, key))} for group in self.chain(name)
-        }
+        """What a group's teacher is made of, as plain values: another one is another teacher.
+
+        Of one that was a student, also the cache that it has learned from.
+        """
+        found = {}
+        for group in self.chain(name):
+            origins = {key: value for key in ("teach", "teacher", "early", "after") if (value := getattr(group, key))}
+            read = self.groups[group.before].extract if group.after else {}
+            found[group.name] = {**origins, **({"extract": dict(read)} if read else {})}
+        return found
 
     def chain(self, name: str) -> Iterator[Group]:
         """A group and those that its teacher comes from, the first one first."""
@@ -226,7 +231,7 @@ def _check_only(found: dict[str, Any], source: str) -> None:
             if not known:
                 raise unknown(f"label of pairs in {source}: only", label, {name for pair in pairs for name in pair})
             for text in texts if isinstance(texts, list) else ():
-                if text not in known:
+                if not isinstance(text, str) or text not in known:
                     raise unknown(f"{label} in {source}: only", str(text), known)
 
 

@@ -6,6 +6,7 @@ each teacher has lines of its own.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from kdtool import files
 from kdtool.analysis.kept import Result
 from kdtool.workflows.reproduce.recipe import Cell, Recipe
 from kdtool.workflows.reproduce.rows import DIGITS, Results, Row
-from kdtool.workflows.reproduce.tasks import Searched, counted, searched, wanted
+from kdtool.workflows.reproduce.tasks import Searched, by_teacher, counted, searched, wanted
 
 ERROR, NOT_RUN = "top-1 error %", "not run"
 FEWEST = 5  # means over which a rank correlation is told
@@ -142,11 +143,12 @@ def analysed(recipe: Recipe, results: Results, analysis: str) -> list[Result]:
     rows_alike = len({cell.row for cell in recipe.cells}) == 1
     columns_alike = len({cell.column for cell in recipe.cells}) == 1
     for cell in recipe.cells:
-        own = rows.get(cell.group, [])
-        keys = wanted(recipe, [cell], 1, own)
+        teachers = by_teacher(rows.get(cell.group, []))
         name = cell.column if rows_alike else cell.row if columns_alike else f"{cell.row}, {cell.column}"
-        for row in [row for row in own if row["key"] in keys][:1]:
-            found += [{**result, "run": name} for result in row["analyses"].get(analysis, ())]
+        for teacher, own in teachers.items():
+            keys, of = wanted(recipe, [cell], 1, own), f" ({teacher[:DIGITS]})" if len(teachers) > 1 else ""
+            for row in [row for row in own if row["key"] in keys][:1]:
+                found += [{**result, "run": f"{name}{of}"} for result in row["analyses"].get(analysis, ())]
     return found
 
 
@@ -210,7 +212,8 @@ def layers_of(found: Sequence[Line]) -> list[str]:
 
 
 def correlated(found: Sequence[Line]) -> list[str]:
-    """A sentence for every layer: how the means go with the losses and alignments of the lines that have them.
+    """A sentence for every layer, and teacher: how the means go with the losses and alignments of the lines that have
+    them.
 
     Spearman's correlations; nothing where the lines are few. The papers' claim is that a lower loss goes with a better
     student.
@@ -219,15 +222,18 @@ def correlated(found: Sequence[Line]) -> list[str]:
 
     from kdtool.analysis.rsa import spearman
 
-    told = []
-    for layer in layers_of(found):
-        known = [line for line in found if line.mean is not None and layer in line.losses]
+    told, several = [], mixed(found)
+    teachers = dict.fromkeys(line.teacher if several else "" for line in found)
+    for layer, teacher in itertools.product(layers_of(found), teachers):
+        own = [line for line in found if line.teacher == teacher or not several]
+        known = [line for line in own if line.mean is not None and layer in line.losses]
         if len(known) < FEWEST:
             continue
         means = np.array([line.mean for line in known])
         values = {name: spearman(means, np.array([of(line)[layer] for line in known])) for name, of in MEASURES.items()}
         said = [f"{value:+.2f} with the {name}" for name, value in values.items() if value is not None]
-        told += [f"{layer}: rank correlation of {len(known)} means {', '.join(said)}"] if said else []
+        of = f" ({teacher})" if teacher else ""
+        told += [f"{layer}{of}: rank correlation of {len(known)} means {', '.join(said)}"] if said else []
     return told
 
 
@@ -263,7 +269,8 @@ def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
         named = [line.row, line.column, *([f"`{line.teacher}`"] if several else [])]
         shown = [text.replace("|", "\\|") for text in [*named, *cells(line, found)]]
         page.append(f"| {' | '.join(shown)} |")
-    page += [f"\n{line.row}, {line.column}: {text}." for line in found if (text := remark(line))]
+    of = {id(line): f" ({line.teacher})" if several else "" for line in found}
+    page += [f"\n{line.row}, {line.column}{of[id(line)]}: {text}." for line in found if (text := remark(line))]
     for row in rows:
         page += [f"\n{row}, {text}." for text in correlated([line for line in found if line.row == row])]
     return "\n".join(page) + "\n"
@@ -281,14 +288,6 @@ def _finished(recipe: Recipe, results: Results) -> tuple[int, int]:
         most, of = max(finished)
         there, asked = there + most, asked + of
     return there, asked
-
-
-def by_teacher(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """SHA-256 of a teacher -> its rows."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["teacher"]["sha256"], []).append(row)
-    return found
 
 
 def _about_teachers(recipe: Recipe, results: Results) -> list[str]:

@@ -102,7 +102,22 @@ def tasks(recipe: Recipe, cell: Cell, seeds: int, rows: Sequence[Row]) -> list[T
 
 def basis_of(recipe: Recipe, group: str) -> str:
     """The digest of what a group's teacher and cache are made of."""
-    return files.digest({"teacher": recipe.basis(group), "extract": dict(recipe.groups[group].extract)})
+    extract = {name: value for name, value in recipe.groups[group].extract.items() if name != "allow_mixed"}
+    return files.digest({"teacher": recipe.basis(group), "extract": extract})
+
+
+def last(recipe: Recipe, cell: Cell) -> list[Task]:
+    """What a cell that searches runs in the end, with the first point of its grid: for what can be told beforehand."""
+    first = {name: values[0] for name, values in cell.search.items()}
+    return tasks(recipe, replace(cell, distill=with_options(cell.distill, first), search={}), 1, [])
+
+
+def by_teacher(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """SHA-256 of a teacher -> its rows."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["teacher"]["sha256"], []).append(row)
+    return found
 
 
 def searched(recipe: Recipe, cell: Cell, rows: Sequence[Row]) -> Searched | None:

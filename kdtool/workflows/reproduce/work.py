@@ -19,10 +19,12 @@ from kdtool import files
 from kdtool.analysis.kept import read_results
 from kdtool.analysis.pairs import Asked
 from kdtool.analysis.probe import probe, probe_config
-from kdtool.cache import could_open
+from kdtool.cache import Cache, could_open
+from kdtool.cache.manifest import Manifest
 from kdtool.engine.configuration import Values, extract_config, teach_config
 from kdtool.engine.device import choose_device
 from kdtool.engine.distill import DistillConfig, distill
+from kdtool.engine.extract import check as check_cache
 from kdtool.engine.extract import extract
 from kdtool.engine.extraction import Extraction
 from kdtool.engine.folder import DEFAULT_VIEWS, Workspace
@@ -38,7 +40,18 @@ from kdtool.workflows.reproduce.ahead import after, check, check_probes, foresee
 from kdtool.workflows.reproduce.measures import ANALYSES
 from kdtool.workflows.reproduce.recipe import Cell, Group, Recipe
 from kdtool.workflows.reproduce.rows import DIGITS, ORIGIN, Results, Row, copy_teacher
-from kdtool.workflows.reproduce.tasks import Task, counted, no_validation, searched, share_of, tasks, wanted
+from kdtool.workflows.reproduce.tasks import (
+    Task,
+    basis_of,
+    by_teacher,
+    counted,
+    last,
+    no_validation,
+    searched,
+    share_of,
+    tasks,
+    wanted,
+)
 
 T = TypeVar("T")
 DIVERGED: dict[str, Any] = {  # what is known of a student whose training came to infinite or NaN numbers
@@ -55,7 +68,10 @@ PAUSE = 2.0  # seconds between two looks at what another process holds
 
 @dataclass(frozen=True)
 class Work:
-    """Where and how recipes run. data: folder of the data sets' files; weights: of those that teachers begin from."""
+    """Where and how recipes run. data: folder of the data sets' files; weights: of those that teachers begin from.
+
+    allow_mixed: lets other devices and versions of torch add to the caches that are there.
+    """
 
     folder: Path
     results: Results
@@ -64,6 +80,7 @@ class Work:
     data: Path | None = None
     weights: Path | None = None
     device: str = "auto"
+    allow_mixed: bool = False
 
     def workspace(self, group: str) -> Workspace:
         """The working folder of a group."""
@@ -74,8 +91,7 @@ class Work:
 
         asked: recipes, their cells and seeds; of all of them it is seen to that they can be run before any is.
         """
-        for recipe, _, _ in asked:
-            check(recipe)
+        check_together(asked)
         with self.results.writing():
             for recipe, cells, seeds in asked:
                 self._foresee(recipe, by_group(cells), seeds)
@@ -88,7 +104,7 @@ class Work:
             for group, chosen in groups.items():
                 if todo := self._todo(recipe, chosen, seeds):
                     self._run_all(recipe, group, todo)
-            waiting = sum(_searching(recipe, chosen, self.rows(recipe, group)) for group, chosen in groups.items())
+            waiting = sum(_searching(recipe, own, self.standing(recipe, own, seeds)) for own in groups.values())
             if not any(self._todo(recipe, chosen, seeds) for chosen in groups.values()):
                 return waiting
 
@@ -106,6 +122,8 @@ class Work:
                 asked.setdefault(group.name, [])
             for group in links[1:]:
                 asked[group.before] += [after(recipe, group)] if group.after else []
+                if group.early and group.before == links[0].name and self.has_teacher(recipe, links[0]):
+                    self._early(group)  # which a teacher that came with rows has not
             if todo:
                 asked[name] += todo
         for name, todo in asked.items():
@@ -131,6 +149,8 @@ class Work:
         """
         self._origin(recipe, group)
         workspace = self.workspace(group.name) if self._made(group) else None
+        searching = [cell for cell in cells if cell.search and not cell.skip]
+        todo = [*todo, *(task for cell in searching for task in last(recipe, cell))] if todo else todo
         for config in (task.config for task in todo if task.config):
             check_sync_bn(config.sync_bn, choose_device(self.device))
         lesson = self.lesson(recipe, group)
@@ -138,10 +158,26 @@ class Work:
         every = [task for cell in recipe.cells if cell.group == group.name for task in tasks(recipe, cell, 1, [])]
         job = foreseen(workspace, lesson, self.extracting(group), todo, every, self.progress)
         check_probes(todo, job, self._data, self.progress)
-        searching = [cell for cell in cells if cell.search]
+        if workspace is not None and any(task.distill for task in todo):
+            self._lacking(group, job)
         if searching and "validation" not in job.layout.samples:
             raise no_validation(searching[0])
         return job
+
+    def _lacking(self, group: Group, job: Extraction) -> bool:
+        """Whether the cache of a group, whose teacher is here, lacks something; refuses one that cannot be added to."""
+        path = self.workspace(group.name).cache
+        lacking = bool(bytes_to_write(job, could_open(path, dict(job.identity), job.layout)))
+        if lacking:
+            check_cache(path, job, room=False)
+        return lacking
+
+    def cache_for(self, group: Group, job: Extraction) -> Cache:
+        """The cache of a group, an empty one where its teacher is not here."""
+        path = self.workspace(group.name).cache
+        if self._made(group):
+            return could_open(path, dict(job.identity), job.layout)
+        return Cache(path, Manifest(dict(job.identity), job.layout))
 
     def _made(self, group: Group) -> bool:
         """Whether the teacher of a group is here."""
@@ -183,8 +219,8 @@ class Work:
         rows = self.rows(recipe, group)
         if self._digest(recipe, group):
             return rows
-        tasks, _ = counted(recipe, cells, seeds, rows)
-        return rows if all(done(task, rows) for task in tasks.values()) else []
+        every = by_teacher(self.results.rows(group) if group else []).values()
+        return next((own for own in every if complete(recipe, cells, seeds, own)), [])
 
     def _digest(self, recipe: Recipe, group: str) -> str:
         """How the SHA-256 of a group's teacher begins, where it is here or lies with rows; else empty."""
@@ -276,7 +312,7 @@ class Work:
             if place := self._kept(group, origin):
                 self.progress.note(f"{group.name}: the teacher that was kept in {place}")
                 copy_teacher(Workspace.open(place), workspace.folder, origin, self.lesson(recipe, group).data_folder)
-            elif held is None or group.teacher:
+            else:
                 self.progress.note(f"{group.name}: teacher")
                 self._make_teacher(recipe, group, origin)
         self._keep(group, origin)
@@ -363,14 +399,16 @@ class Work:
         workspace, base = self.workspace(group.name), self.extracting(group)
         base = replace(base, views=base.views or int(workspace.settings.get("views", DEFAULT_VIEWS)))
         job = merged(workspace, base, todo, self.progress)
-        if bytes_to_write(job, could_open(workspace.cache, dict(job.identity), job.layout)):
+        if self._lacking(group, job):
             extract(workspace.cache, job, self.progress, self.stop)
         return job.views
 
     def extracting(self, group: Group) -> ExtractConfig:
         """What `extract` is asked for, but the methods."""
         values = Values("extract", group.extract, f"the recipe's [extract] of group {group.name}")
-        return replace(extract_config(values, ""), device=self.device, data_folder=self._data)
+        asked = extract_config(values, "")
+        mixed = asked.allow_mixed or self.allow_mixed
+        return replace(asked, device=self.device, data_folder=self._data, allow_mixed=mixed)
 
     def patiently(self, action: Callable[[], T]) -> T:
         """What an action gives, which is tried again while another process holds what it needs."""
@@ -385,6 +423,26 @@ class Work:
                 if self.stop.requested():
                     raise self.stop.stopped("while waiting for another process") from None
                 time.sleep(PAUSE)
+
+
+def check_together(asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> None:
+    """Refuses what a recipe says wrongly, and two recipes that make teacher or cache of one folder differently."""
+    known: dict[str, tuple[str, str]] = {}
+    for recipe, cells, _ in asked:
+        check(recipe)
+        for name in dict.fromkeys(cell.group for cell in cells if cell.group and not cell.skip):
+            basis, other = known.setdefault(name, (basis_of(recipe, name), recipe.name))
+            if basis != basis_of(recipe, name):
+                raise UsageError(
+                    f"group {name} is another one in recipe {recipe.name} than in {other}: its teacher or cache would "
+                    "be made otherwise; call one of them differently, or run the recipes in folders of their own"
+                )
+
+
+def complete(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row]) -> bool:
+    """Whether rows hold all that cells of a group ask for, students that searches have named among them."""
+    tasks, more = counted(recipe, cells, seeds, rows)
+    return not more and all(done(task, rows) for task in tasks.values())
 
 
 def of_teacher(record: TeacherRecord) -> dict[str, Any]:
