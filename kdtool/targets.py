@@ -140,8 +140,8 @@ class Batch:
     """The samples of one training step.
 
     indices (B,): positions in the train part, or in the validation part while a stage's validation loss is taken (view
-    0); labels (B,); epoch and step count from 0 within the stage, which is named by `stage`. generator: on the device,
-    seeded by the run's seed and the step, for draws such as CRD's negatives.
+    CLEAN); labels (B,); epoch and step count from 0 within the stage, which is named by `stage`. generator: on the
+    device, seeded by the run's seed and the step, for draws such as CRD's negatives.
     """
 
     indices: torch.Tensor

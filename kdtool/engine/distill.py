@@ -85,6 +85,13 @@ class DistillConfig:
             check_types(typed)
         if self.methods:
             check_added(self.methods[0], [reference(added) for added in self.methods[1:]])
+        for added in self.methods[1:]:
+            if getattr(added, "task", None) != added.options().get("task"):
+                first = self.methods[0].name
+                raise UsageError(
+                    f"option {added.name}.task is of {added.name} alone: beside {first} the weight of the cross-entropy is "
+                    f"{first}'s"
+                )
         check_seed(self.seed)
         check_keep(self.keep_weights)
         check_head_rate(self.head_learning_rate)

@@ -311,7 +311,7 @@ def _end_epoch(
         if not plan.resets or running.epoch + 1 in (*milestone_epochs(plan), plan.epochs):
             _select(job, stage, running, validation)
     running.seconds["evaluate"] += time.perf_counter() - begun
-    means = {name: float(total) / slices[-1].stop for name, total in running.sums.items()}
+    means = {name: float(total) / slices[-1].stop for name, total in sorted(running.sums.items())}
     row: Row = {
         "stage": stage.name,
         "epoch": running.epoch,

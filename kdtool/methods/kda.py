@@ -227,7 +227,8 @@ class KDA(Method):
 
     def stages(self, student: Shapes, teacher: Shapes, facts: Facts) -> tuple[Stage, ...]:
         """One; every layer's term has the same weight and starts when there are landmarks and the warm-up is over."""
-        value = self.weight * (256 * 100 / (facts.batch * self.landmark_count(facts))) ** 0.5
+        batch = min(facts.batch, facts.samples)
+        value = self.weight * (256 * 100 / (batch * self.landmark_count(facts))) ** 0.5
         start = max(1, round(facts.epochs * 5 / 120)) if self.start is None else self.start
         taps = dict.fromkeys(f"kda_{vector(layer).taps[0]}" for layer in self.layers)
         return (Stage(weights={term: Weight(value, start) for term in taps}),)

@@ -57,6 +57,7 @@ WRONG = {  # line -> what the message must hold
     "distill --method none --set weight=1": ("--method none", "do not apply"),
     "distill --method kd --with kd": ("--with kd", "is KD itself"),
     "distill --method kda --with kd --with kd": ("--with kd is named twice",),
+    f"{KDA} --with kd --set kd.task=0.5": ("option kd.task is of kd alone", "beside kda"),
     "distill --method kd --method kda": ("--method was given 2 times (kd, kda)", "a run for each"),
     "distill --method kd --seed 0 --seed 1": ("--seed was given 2 times (0, 1)",),
     "distill --method kd --student resnet8 --student resnet14": ("--student was given 2 times",),

@@ -459,10 +459,15 @@ def test_clusters_of_the_teacher_bin_both_sides(make_facts, make_batch) -> None:
 )
 @pytest.mark.parametrize("batch", [64, 256])
 def test_the_weight_is_scaled_to_batch_and_landmarks(options: dict, count: int, batch: int, make_facts) -> None:
-    facts = make_facts(np.arange(40) % 10, 10, batch=batch)
+    facts = make_facts(np.arange(300) % 10, 10, batch=batch)
     (stage,) = asked(**options).stages({}, {}, facts)
     assert stage.task == 1
     assert stage.weights["kda_before_fc"].value == pytest.approx(0.04 * math.sqrt(256 * 100 / (batch * count)))
+
+
+def test_a_batch_has_no_more_images_than_there_are(make_facts) -> None:
+    (stage,) = asked().stages({}, {}, make_facts(np.arange(50) % 10, 10, batch=256))
+    assert stage.weights["kda_before_fc"].value == pytest.approx(0.04 * math.sqrt(256 * 100 / (50 * 10)))
 
 
 def test_the_weight_is_the_official_codes_for_its_batch_and_classes(make_facts) -> None:

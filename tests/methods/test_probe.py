@@ -23,7 +23,7 @@ from kdtool.engine import distill as stage
 from kdtool.engine import train as loop
 from kdtool.engine.cached import CachedTeacher
 from kdtool.engine.distill import DistillConfig, distill
-from kdtool.engine.extract import _Worker, extract
+from kdtool.engine.extract import extract
 from kdtool.engine.folder import Workspace
 from kdtool.engine.job import Job, seeded
 from kdtool.engine.optim import recipe
@@ -420,16 +420,16 @@ def test_what_fits_read_again_gives_the_same_bytes(
     kept: str, taught: Path, tmp_path: Path, extracted: Path, probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"teacher": 0, "spool": 0}
-    read, write, tell = Spool.read, Spool.write, _Worker._told
+    read, write, tell = Spool.read, Spool.write, fitting.FitSource._told
 
     def counted_read(self, view, key, start):
         found = read(self, view, key, start)
         asked["spool"] += found is not None
         return found
 
-    def counted_tell(self, targets, view, start, stop):
+    def counted_tell(self, targets, view, start, again):
         asked["teacher"] += 1
-        return tell(self, targets, view, start, stop)
+        return tell(self, targets, view, start, again)
 
     def no_place(*_: object) -> Path:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -441,7 +441,7 @@ def test_what_fits_read_again_gives_the_same_bytes(
 
     monkeypatch.setattr(fitting, "pays", lambda seconds, size: kept != "none")
     monkeypatch.setattr(Spool, "read", counted_read)
-    monkeypatch.setattr(_Worker, "_told", counted_tell)
+    monkeypatch.setattr(fitting.FitSource, "_told", counted_tell)
     if kept == "until little room is left":
         room = iter([spool.MARGIN + 10**6] * 2 + [spool.MARGIN])
         monkeypatch.setattr(files, "free_bytes", lambda path: next(room) if path.name == "spool" else 10**12)
