@@ -89,8 +89,8 @@ class DistillConfig:
             if getattr(added, "task", None) != added.options().get("task"):
                 first = self.methods[0].name
                 raise UsageError(
-                    f"option {added.name}.task is of {added.name} alone: beside {first} the cross-entropy has the weight "
-                    f"that {first} gives it"
+                    f"option {added.name}.task is of {added.name} alone: beside {first} the cross-entropy has "
+                    f"the weight that {first} gives it"
                 )
         check_seed(self.seed)
         check_keep(self.keep_weights)
