@@ -14,7 +14,7 @@ from kdtool.analysis.checked import check
 from kdtool.analysis.correlation import standardised
 from kdtool.analysis.gram import gram_gap
 from kdtool.analysis.kept import keep
-from kdtool.analysis.landmarks import Plan, landmark_sets, training
+from kdtool.analysis.landmarks import Followed, Plan, landmark_sets
 from kdtool.analysis.predictions import Predictions, predictions
 from kdtool.analysis.results import read_run
 from kdtool.analysis.rsa import rsa
@@ -38,6 +38,9 @@ def small():
 
 
 S, T, Y = small()
+FOLLOWED = Followed(T, Y, Plan(("class",)))
+FOLLOWED.add("fit", 1, T * 0)
+FOLLOWED.add("fit", 2, S)
 SETS = list(landmark_sets(S, T, Y, Plan(("class",))).values())
 SIMILAR = {"cka": asdict(linear_cka(S, T)), "rsa": asdict(rsa(S, T)), "predictions": asdict(predictions(S, T, Y))}
 FOUND = {
@@ -47,7 +50,7 @@ FOUND = {
     ],
     "bounds": [asdict(bounds(S, T, found, pairs=20)) for found in SETS],
     "spectrum": [asdict(spectrum(S, T, SETS, Y, draws=2))],
-    "landmarks": [asdict(training(iter([("fit", 1, T * 0), ("fit", 2, S)]), T, Y, Plan(("class",))))],
+    "landmarks": [asdict(FOLLOWED.result())],
     "correlation": [asdict(standardised(S, T))],
     "similarity": [SIMILAR],
 }
