@@ -214,7 +214,7 @@ def plan(
             f"{one.group}: {one.left} of {one.tasks} to run\n"
             f"  on this device: teach {hours(one.teach_hours)}, extract {hours(one.extract_hours)}, distill "
             f"{hours(one.distill_hours)}\n"
-            f"  a living teacher would add {hours(one.live_hours)} to that\n"
+            f"  {saving(one.live_hours, one.extract_hours)}\n"
             f"  the cache takes {in_units(one.bytes)}, {in_units(one.held)} of it are there"
         )
 
@@ -253,8 +253,7 @@ def run(
         waiting = work.run([(recipe, chosen(recipe, only), seeds or recipe.seeds) for recipe in recipes])
     if waiting:
         print_line(f"{waiting} cells wait for the searches of other shares; run this again when those have ended")
-    where = ["--results", str(results)] if results else ["--folder", str(folder)] if folder != PLACE else []
-    print_line(f"rows are in {kept.folder}; next: {shlex.join(['kdtool', 'reproduce', 'table', names[0], *where])}")
+    print_line(f"rows are in {kept.folder}; next: {_table_command(names[0], folder, results)}")
 
 
 @app.command()
@@ -286,7 +285,8 @@ def table(
         raise UsageError(f"there are no rows: {kept.folder} does not exist; name their folder with --results")
     found = tables.lines(recipe, kept, seeds)
     if markdown:
-        files.write(markdown, tables.markdown(recipe, kept, found).encode())
+        command = _table_command(name, folder, results, "--markdown", str(markdown))
+        files.write(markdown, tables.markdown(recipe, kept, found, command).encode())
     drawn = plots(recipe, kept, plot) if plot else []
     if json:
         print_json([line.plain() for line in found])
@@ -331,6 +331,12 @@ def total(plans: Sequence["Plan"]) -> "Plan":
     return Plan("in all", "", **sums)
 
 
+def saving(live: float, extract: float) -> str:
+    """What a cache is worth, in words; hours of a living teacher beside students, and of the extract in its place."""
+    said = f"a living teacher would take {hours(live)} in place of the extract"
+    return f"{said}: the cache saves {hours(live - extract)}" if live > extract else f"{said}: the cache saves no time"
+
+
 def hours(value: float) -> str:
     """Hours for people."""
     if value >= 1:
@@ -350,6 +356,12 @@ def chosen(recipe: "Recipe", only: Sequence[str] | None) -> list["Cell"]:
             raise UsageError(f"no cell of {recipe.name} has {text!r} in its row or column")
         found |= {id(cell): cell for cell in own}
     return [cell for cell in recipe.cells if id(cell) in found]
+
+
+def _table_command(name: str, folder: Path, results: Path | None, *more: str) -> str:
+    """The command that shows the table of rows that lie where one of these says."""
+    where = ["--results", str(results)] if results else ["--folder", str(folder)] if folder != PLACE else []
+    return shlex.join(["kdtool", "reproduce", "table", name, *where, *more])
 
 
 def _results(folder: Path, results: Path | None, share: str | None = None) -> "Results":

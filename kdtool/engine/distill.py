@@ -302,6 +302,7 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
         "teacher": teacher_of(cache),
         "cache": {
             "identity": cache.identity_digest,
+            "targets": targets_digest(cache, needs, job.views),
             "options": cache_words(cache, needs.targets),
             "bytes": job.views * row_bytes(cache, needs) * samples,
             "tap_bytes": job.views * tap_bytes(cache, needs) * samples,

@@ -31,6 +31,7 @@ from kdtool.workflows.reproduce.work import Work
 from tests.support.made_up import made_up
 from tests.support.stopping import StopAfter
 
+MADE = "kdtool reproduce table it"  # the command of a page
 RECIPE = """
 title = "A tiny table"
 about = "Made up."
@@ -169,6 +170,7 @@ def test_a_row_says_what_it_was_made_of(whole: tuple[Path, Recipe]) -> None:
             assert row["config"]["recipe"]["epochs"] == row["epochs"] == 2
             assert row["seed"] in (0, 1)
             assert {"data", "train", "evaluate", "total"} <= row["seconds"].keys()
+            assert [stage["epochs"] for stage in row["stages"]] == [2]
             assert row["environment"]["threads"] >= 1
 
 
@@ -276,7 +278,7 @@ def test_teachers_that_came_out_otherwise_are_not_averaged(whole: tuple[Path, Re
     assert [line.seeds for line in found] == [2, 1]
     assert found[1].mean == 0.0
     assert found[0].teacher != found[1].teacher == "f" * 12
-    page = tables.markdown(recipe, results, tables.lines(recipe, results))
+    page = tables.markdown(recipe, results, tables.lines(recipe, results), MADE)
     assert f"| all | KD | `{'f' * 12}` | 0.00 | 1 |" in page
 
 
@@ -284,8 +286,8 @@ def test_a_page_says_how_many_runs_are_still_to_come(whole: tuple[Path, Recipe])
     folder, recipe = whole
     results, more = Results(folder / "rows"), replace(recipe, seeds=3)
     assert recipe.seeds == 2
-    assert "Not finished" not in tables.markdown(recipe, results, tables.lines(recipe, results))
-    page = tables.markdown(more, results, tables.lines(more, results))
+    assert "Not finished" not in tables.markdown(recipe, results, tables.lines(recipe, results), MADE)
+    page = tables.markdown(more, results, tables.lines(more, results), MADE)
     assert "\nNot finished: 4 of 14 runs are still to come.\n" in page  # two cells and a teacher in each of two groups
 
 
@@ -403,7 +405,7 @@ def test_a_search_chooses_on_the_validation_part(tmp_path: Path, made: Made) -> 
     first = next(task for task in found.tried if scores[task.key] == best)
     assert found.chosen == {name: first.distill["set"][name] for name in ("weight", "temperature")}
     (line,) = tables.lines(recipe, Results(tmp_path / "rows"))
-    page = tables.markdown(recipe, Results(tmp_path / "rows"), [line])
+    page = tables.markdown(recipe, Results(tmp_path / "rows"), [line], MADE)
     assert "\nmade up, KD: searched on the validation part: weight = " in page
     assert (line.seeds, line.chosen) == (2, found.chosen)
     assert [score for _, score in line.tried] == [scores[task.key] for task in found.tried]
@@ -427,7 +429,7 @@ def test_students_that_a_search_will_name_are_planned_too(tmp_path: Path, made: 
     (found,) = plan(made(), [(recipe, recipe.cells, 2)])
     assert (found.tasks, found.left) == (5, 5)  # four points, of which the best has another seed
     lines = tables.lines(recipe, Results(tmp_path / "rows"))
-    assert "\nNot finished: 5 of 5 runs are" in tables.markdown(recipe, Results(tmp_path / "rows"), lines)
+    assert "\nNot finished: 5 of 5 runs are" in tables.markdown(recipe, Results(tmp_path / "rows"), lines, MADE)
 
 
 def test_a_search_takes_the_mean_over_its_seeds(tmp_path: Path, made: Made) -> None:
@@ -491,6 +493,18 @@ def test_a_mean_over_several_precisions_says_so(whole: tuple[Path, Recipe], tmp_
     assert noted["none"] == noted["teacher"] == ""
 
 
+def test_a_mean_over_caches_of_several_bits_says_so(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
+    folder, recipe = whole
+    rows = Results(folder / "rows").rows("tiny")
+    for row in rows:
+        if row["seed"] == 1 and row["config"] and row["config"]["method"] == "kd" and not row["live"]:
+            row["cache"]["targets"] = "0" * 64
+        Results(tmp_path).add(row)
+    noted = {line.column: tables.remark(line) for line in tables.lines(recipe, Results(tmp_path)) if line.row == "all"}
+    assert noted["KD"] == "trained from caches whose bits differ"
+    assert noted["none"] == noted["teacher"] == ""
+
+
 def test_a_table_says_whether_lower_losses_go_with_higher_accuracies(whole: tuple[Path, Recipe]) -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle")
     folder, recipe = whole
@@ -508,7 +522,7 @@ def test_a_table_says_whether_lower_losses_go_with_higher_accuracies(whole: tupl
     assert tables.correlated([*others, *found]) == said
     assert tables.correlated(found[:4]) == []
     rows = Results(folder / "rows")
-    page = tables.markdown(recipe, rows, [replace(line, row="made up") for line in found])
+    page = tables.markdown(recipe, rows, [replace(line, row="made up") for line in found], MADE)
     assert f"\nmade up, {said[0]}." in page
     assert "| loss fc | alignment fc |" in page
     assert "| 0.5000 | 0.7000 |" in page
@@ -526,13 +540,13 @@ def test_recipes_of_one_group_are_planned_once(whole: tuple[Path, Recipe], made:
 def test_a_page_counts_the_rows_of_its_cells(whole: tuple[Path, Recipe], tmp_path: Path) -> None:
     folder, recipe = whole
     results = Results(folder / "rows")
-    page = tables.markdown(recipe, results, tables.lines(recipe, results))
+    page = tables.markdown(recipe, results, tables.lines(recipe, results), MADE)
     assert page.count("; 5 rows, ") == 2
-    assert "Made by `kdtool reproduce table mine.toml`." in page
+    assert f"Made by `{MADE}`." in page
     only = replace(recipe, cells=recipe.cells[1:2])
-    assert tables.markdown(only, results, tables.lines(only, results)).count("; 2 rows, ") == 1
+    assert tables.markdown(only, results, tables.lines(only, results), MADE).count("; 2 rows, ") == 1
     other = written(tmp_path, RECIPE.replace("epochs = 2\n", "epochs = 3\n", 1))
-    page = tables.markdown(other, results, tables.lines(other, results))
+    page = tables.markdown(other, results, tables.lines(other, results), MADE)
     assert page.count("; 1 rows, ") == 2  # the teacher's own
 
 
@@ -761,7 +775,9 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
     assert code == 0
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert "\nONE: ONE trains without a fixed teacher\n" in out
-    assert "| all | KD |" in (tmp_path / "page.md").read_text()
+    page = (tmp_path / "page.md").read_text()
+    assert "| all | KD |" in page
+    assert f"Made by `kdtool reproduce table {mine} --results {tmp_path / 'rows'} --markdown {tmp_path}/page.md`" in page
     pytest.importorskip("matplotlib")
     code, out, _ = typed(f"reproduce table {mine} {places} --plot {tmp_path / 'gap.svg'}")
     assert (code, out.splitlines()[-1]) == (0, f"wrote {tmp_path / 'gap.svg'}")
@@ -775,6 +791,9 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
     assert code == 0
     assert "tiny: 0 of 4 to run" in out
     assert "in all: 0 of 8 to run" in out
+    assert out.count("  a living teacher would take 0 s in place of the extract: the cache saves no time\n") == 3
+    code, out, _ = typed(f"reproduce plan {mine} --folder {tmp_path / 'anew'} --quiet")
+    assert (code, "the cache saves" in out, "saves no time" in out) == (0, True, False)
     code, out, _ = typed(f"reproduce show {mine}")
     assert code == 0
     assert "A tiny table" in out

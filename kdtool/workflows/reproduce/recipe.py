@@ -77,8 +77,6 @@ class Recipe:
 
     seeds: of every cell; search_seeds: of every point that a search tries; report: one of `REPORTS`; analyze: analyses
     of every student.
-
-    typed: what `kdtool reproduce` is given for it, which of a file is the file's name.
     """
 
     name: str
@@ -92,7 +90,6 @@ class Recipe:
     analyze: tuple[str, ...] = ()
     paper: str = ""
     table: str = ""
-    typed: str = ""
 
     def root(self, name: str) -> str:
         """The group that a group has its teacher in common with and that made it."""
@@ -129,7 +126,7 @@ def load(name: str) -> Recipe:
     UsageError for what is not found, a key that is not known and a group or a printed table that there is not.
     """
     if name.endswith(".toml"):
-        return replace(_recipe(Path(name).stem, read_toml(Path(name)), name), typed=Path(name).name)
+        return _recipe(Path(name).stem, read_toml(Path(name)), name)
     if name not in names():
         raise unknown("recipe", name, names())
     return _recipe(name, _packaged(name), f"recipe {name}")
@@ -198,7 +195,6 @@ def _recipe(name: str, found: dict[str, Any], source: str) -> Recipe:
         analyze=tuple(found.get("analyze", ())),
         paper=paper,
         table=number,
-        typed=name,
     )
     needed = {group.name: group for title in sorted(used) for group in recipe.chain(title)}
     return replace(recipe, groups=needed)

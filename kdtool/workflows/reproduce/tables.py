@@ -121,7 +121,8 @@ def _line(
 
 def _note(recipe: Recipe, rows: Sequence[Row]) -> str:
     """What is said of seeds that diverged, where nothing is held out for a recipe that reports what validation
-    selects, and of a mean over seeds that were trained in several precisions or on several numbers of views.
+    selects, and of a mean over seeds that were trained in several precisions, on several numbers of views or from caches
+    of several bits, as two machines make them.
     """
     found, diverged = [], sum(bool(row.get("diverged")) for row in rows)
     if diverged:
@@ -134,6 +135,8 @@ def _note(recipe: Recipe, rows: Sequence[Row]) -> str:
         found.append(f"trained in {' and '.join(f'{name} ({count})' for name, count in sorted(counts.items()))}")
     if len(views := sorted({row["views"] for row in students if not row["live"]})) > 1:
         found.append(f"trained on {' and '.join(map(str, views))} views")
+    elif len({targets for row in students if not row["live"] and (targets := row["cache"].get("targets"))}) > 1:
+        found.append("trained from caches whose bits differ")
     return "; ".join(found)
 
 
@@ -255,12 +258,15 @@ def header(found: Sequence[Line]) -> list[str]:
     return ["here", "seeds", *theirs, *kernels]
 
 
-def markdown(recipe: Recipe, results: Results, found: Sequence[Line]) -> str:
-    """The page of a recipe: what it is, the lines of its table, and what the numbers were made with."""
+def markdown(recipe: Recipe, results: Results, found: Sequence[Line], command: str) -> str:
+    """The page of a recipe: what it is, the lines of its table, and what the numbers were made with.
+
+    command: that makes it.
+    """
     several = mixed(found)
     titles = ["row", "column", *(["teacher"] if several else []), *header(found)]
     page = [f"# {recipe.title}", "", *recipe.about.strip().splitlines(), ""]
-    page += [f"Made by `kdtool reproduce table {recipe.typed}`.", "", *_about_teachers(recipe, results), ""]
+    page += [f"Made by `{command}`.", "", *_about_teachers(recipe, results), ""]
     there, asked = _finished(recipe, results)
     page += [f"Not finished: {asked - there:,} of {asked:,} runs are still to come.", ""] if there < asked else []
     page += [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]

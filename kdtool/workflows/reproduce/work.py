@@ -280,7 +280,7 @@ class Work:
         views = config.views or (0 if task.live else views)
         asked = replace(config, name=task.name, views=views, device=self.device, data_folder=self._data)
         result = distill(self.workspace(task.group), asked, self.progress, self.stop, live=task.live)
-        taken = ("network", "parameters", "method", "options", "views", "samples", "epochs", "batch", "cache")
+        taken = ("network", "parameters", "method", "options", "stages", "views", "samples", "epochs", "batch", "cache")
         scores = ("test_accuracy", "validation_accuracy", "seconds", "weights_sha256")
         return {name: result[name] for name in (*taken, *scores)}
 
