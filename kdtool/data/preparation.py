@@ -26,6 +26,8 @@ from kdtool.progress import Progress
 from kdtool.targets import rebuild
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from kdtool.data.images import Rule
 
 CROPS = ("pad", "resized")
@@ -110,7 +112,7 @@ def at_size(data: Dataset, rule: Rule, shape: Shape, progress: Progress) -> Data
         return replace(data, prepared={**prepared, "resize": "crop"})
     _check_room(data, shape)
     progress.begin(f"reading pictures at {shape[2]} pixels", len(data.train.labels) + len(data.test.labels))
-    train, test = (_squashed(part, shape, progress) for part in (data.train, data.test))
+    train, test = (_squashed(part, rule, shape, progress) for part in (data.train, data.test))
     return replace(data, train=train, test=test, prepared={**prepared, "resize": "squash"})
 
 
@@ -133,18 +135,24 @@ def memory() -> int:
     return min(found)
 
 
-def _squashed(part: Part, shape: Shape, progress: Progress) -> Part:
-    """Every image resized to one shape (C, H, W), whatever its own was (bilinear, Pillow's, with antialiasing)."""
+def unaugmented(picture: Image, rule: Rule, shape: Shape) -> Pixels:
+    """An RGB picture of any size as (C, H, W) of uint8, the way the test part is seen (bilinear, with antialiasing)."""
     from PIL import Image
 
+    if isinstance(rule, ResizedCrop):
+        return rule.apply(picture, np.zeros(5, np.int64))
+    return pixels(picture.resize((shape[2], shape[1]), Image.Resampling.BILINEAR))
+
+
+def _squashed(part: Part, rule: Rule, shape: Shape, progress: Progress) -> Part:
+    """Every image resized to one shape (C, H, W), whatever its own was."""
     count, threads = len(part.labels), workers()
     found: Pixels = np.empty((count, *shape), np.uint8)
 
     def fill(start: int) -> int:
         stop = min(start + TOGETHER, count)
         for row in range(start, stop):
-            whole = picture(part.images, row)
-            found[row] = pixels(whole.resize((shape[2], shape[1]), Image.Resampling.BILINEAR))
+            found[row] = unaugmented(picture(part.images, row), rule, shape)
         return stop - start
 
     for done in in_order(fill, range(0, count, TOGETHER), threads, ahead=4 * threads):

@@ -42,7 +42,7 @@ from kdtool.imports import source_digest
 from kdtool.methods import check_added, reference
 from kdtool.methods.protocol import Method
 from kdtool.methods.vectors import VALUES
-from kdtool.models import check_output, create, parameters, tap_shapes
+from kdtool.models import check_output, create, large_for, parameters, tap_shapes
 from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Facts, Fit, Shapes, Stage, Target, by_key
@@ -259,6 +259,8 @@ def made_ready(
         student = create(config.student, cache.layout.classes, config.taps)
     image_shape = seen_by(cache).image_shape
     check_output(config.student, student, cache.layout.classes, image_shape)
+    if said := large_for(config.student, image_shape):
+        progress.note(said)
     begun_from = load_initial(Path(config.initial), student) if config.initial else None
     student = synchronised(student) if config.sync_bn else student
     shapes = tap_shapes(student, image_shape)

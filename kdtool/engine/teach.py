@@ -50,7 +50,7 @@ from kdtool.engine.workspace import (
     write_teacher,
 )
 from kdtool.errors import DamageError, IdentityError, UsageError, unknown
-from kdtool.models import check_name, check_output, create, parameters
+from kdtool.models import check_name, check_output, create, large_for, parameters
 from kdtool.models.weights import Loaded, load_initial
 from kdtool.progress import Progress, Silent, StopRequest
 from kdtool.targets import Stage
@@ -258,6 +258,9 @@ def made_ready(config: TeachConfig, group: Ranks, device: torch.device, progress
     check_sync_bn(config.sync_bn, device)
     lesson = read_lesson(config, progress)
     check_shares((Stage("teach"),), config.recipe, len(lesson.rows), group)
+    for name in dict.fromkeys((config.network, config.student)):
+        if said := large_for(name, lesson.image_shape):
+            progress.note(said)
     return lesson
 
 

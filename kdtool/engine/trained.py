@@ -1,6 +1,6 @@
 """A trained network by the file of its weights, behind the preprocessing that it was trained with: pixels to logits.
 
-Left out: weights without kdtool's record beside them (kdtool.models.weights), and reading pictures from files.
+Left out: weights without kdtool's record beside them (kdtool.models.weights).
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from kdtool import files
 from kdtool.data.augment import normalise
+from kdtool.data.dataset import Pixels
+from kdtool.data.pictures import rgb
+from kdtool.data.preparation import unaugmented
 from kdtool.engine import checkpoint
 from kdtool.engine.job import seed_of, seeded
 from kdtool.engine.keeping import kept
@@ -39,6 +42,22 @@ class TrainedNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(seen.mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(seen.std, dtype=torch.float32))
         self.eval()
+
+    def read(self, *paths: Path | str) -> Tensor:
+        """Files of pictures of any size as pixels (B, 3, H, W), brought to size as the test part was.
+
+        UsageError for a file that is not there, DamageError for one that is no picture.
+        """
+        return torch.stack([torch.from_numpy(self._pixels(Path(path))) for path in paths])
+
+    def _pixels(self, path: Path) -> Pixels:
+        if not path.is_file():
+            raise UsageError(f"there is no picture {path}")
+        try:
+            picture = rgb(path.read_bytes())
+        except Exception as error:  # noqa: BLE001 - decoders of many formats raise what they like
+            raise DamageError(f"{path} cannot be read as a picture ({type(error).__name__}: {error})") from None
+        return unaugmented(picture, self.seen.rule(), self.seen.image_shape)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, classes) of pixels (B, 3, H, W). UsageError for another size, or for other than uint8.

@@ -31,6 +31,7 @@ __all__ = [
     "check_output",
     "create",
     "image_width",
+    "large_for",
     "multiply_adds",
     "parameters",
     "resolve",
@@ -96,3 +97,14 @@ def _built(name: str, classes: int) -> nn.Module:
 def image_width(name: str) -> int:
     """The width of the images that a network is made for: 224 for tv:, timm: and allcnn_transfer, else 32."""
     return 224 if name.startswith(("tv:", "timm:")) or name == "allcnn_transfer" else 32
+
+
+def large_for(name: str, image_shape: tuple[int, int, int]) -> str:
+    """What is to be said of images (channels, height, width) that a network of kdtool's is not made for; else empty."""
+    _, high, wide = image_shape
+    if ":" in name or max(high, wide) < 2 * image_width(name):
+        return ""
+    return (
+        f"{name} is made for images of 32x32; at {high}x{wide} it takes many times the arithmetic of networks for that "
+        "size, as tv:resnet18"
+    )

@@ -11,6 +11,7 @@ from stopping import StopAfter
 from telling import Told
 
 from kdtool import data, files
+from kdtool.data.augment import normalise
 from kdtool.data.preparation import at_size
 from kdtool.data.resized_crop import ResizedCrop
 from kdtool.engine import distill as stage
@@ -20,10 +21,13 @@ from kdtool.engine.folder import Workspace
 from kdtool.engine.optim import recipe
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.engine.teach import TeachConfig, teach
+from kdtool.engine.trained import load_network
 from kdtool.engine.workspace import open_teacher_cache, read_record
 from kdtool.errors import DamageError, IdentityError, Stopped, UsageError
 from kdtool.methods import method
+from kdtool.models import large_for
 from kdtool.progress import Silent, StopRequest
+from kdtool.targets import CLEAN
 
 PLAN = replace(recipe("kda"), epochs=2, batch=16, learning_rate=0.05)
 
@@ -150,6 +154,44 @@ def test_a_picture_that_changed_is_another_data_set(folder: Path, taught: Path, 
     (other / "train" / "cat" / "1.png").write_bytes(b"")
     with pytest.raises(DamageError, match=r"1 picture in .* cannot be used: train/cat/1\.png is empty"):
         prepare(Workspace.open(taught), ExtractConfig(data_folder=str(other), batch=16, block=32))
+
+
+@pytest.mark.parametrize("crop", ["resized", "pad"])
+def test_a_network_reads_pictures_as_the_test_part_was_seen(
+    crop: str, taught: Path, folder: Path, tmp_path: Path
+) -> None:
+    work = taught
+    if crop == "pad":
+        plan = replace(PLAN, epochs=1)
+        config = TeachConfig("folder", "resnet8", plan, str(folder), image_size=16, crop="pad", pad=2)
+        teach(Workspace(tmp_path), config, Silent(), StopRequest())
+        work = tmp_path
+    job = prepare(Workspace.open(work), ExtractConfig(batch=16, block=32, without=("srm",)))
+    network = load_network(work / "teacher.safetensors")
+    names = sorted((folder / "test").glob("*/*"))
+    found = network.read(*names)
+    assert found.shape == (24, 3, 16, 16)
+    seen = {row.numpy().tobytes() for row in job.parts["test"].view(np.arange(24), CLEAN)}
+    assert len(seen) == 24
+    assert {row.numpy().tobytes() for row in normalise(found, network.mean, network.std)} == seen
+    (tmp_path / "words.png").write_text("no picture")
+    with pytest.raises(DamageError, match=r"words\.png cannot be read as a picture"):
+        network.read(tmp_path / "words.png")
+    with pytest.raises(UsageError, match="there is no picture"):
+        network.read(names[0], tmp_path / "none.png")
+
+
+def test_networks_for_small_images_are_told_of_where_images_are_large(folder: Path, tmp_path: Path) -> None:
+    plan, told = replace(PLAN, epochs=1), Told()
+    for name, size, said in (("resnet8", 64, True), ("resnet8", 63, False), ("tv:resnet18", 512, False)):
+        assert bool(large_for(name, (3, size, 32))) is said
+    config = TeachConfig("folder", "resnet8", plan, str(folder), student="resnet8", views=2, image_size=64)
+    teach(Workspace(tmp_path), config, told, StopRequest())
+    few = "resnet8 is made for images of 32x32; at 64x64 it takes many times the arithmetic"
+    assert sum(few in note for note in told.notes) == 1
+    workspace = extracted(tmp_path)
+    distill(workspace, DistillConfig("resnet8", (), plan), told, StopRequest())
+    assert sum(few in note for note in told.notes) == 2
 
 
 def test_pictures_in_memory_are_padded_and_cropped(folder: Path, tmp_path: Path) -> None:

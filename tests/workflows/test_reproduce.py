@@ -777,7 +777,8 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
     assert "\nONE: ONE trains without a fixed teacher\n" in out
     page = (tmp_path / "page.md").read_text()
     assert "| all | KD |" in page
-    assert f"Made by `kdtool reproduce table {mine} --results {tmp_path / 'rows'} --markdown {tmp_path}/page.md`" in page
+    where = f"--results {tmp_path / 'rows'} --markdown {tmp_path / 'page.md'}"
+    assert f"Made by `kdtool reproduce table {mine} {where}`" in page
     pytest.importorskip("matplotlib")
     code, out, _ = typed(f"reproduce table {mine} {places} --plot {tmp_path / 'gap.svg'}")
     assert (code, out.splitlines()[-1]) == (0, f"wrote {tmp_path / 'gap.svg'}")

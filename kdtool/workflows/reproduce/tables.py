@@ -121,8 +121,8 @@ def _line(
 
 def _note(recipe: Recipe, rows: Sequence[Row]) -> str:
     """What is said of seeds that diverged, where nothing is held out for a recipe that reports what validation
-    selects, and of a mean over seeds that were trained in several precisions, on several numbers of views or from caches
-    of several bits, as two machines make them.
+    selects, and of a mean over seeds that were trained in several precisions, on several numbers of views or from
+    caches of several bits, as two machines make them.
     """
     found, diverged = [], sum(bool(row.get("diverged")) for row in rows)
     if diverged:
