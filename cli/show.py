@@ -23,6 +23,12 @@ def methods(
         str, typer.Option("--teacher", metavar="NETWORK", autocompletion=complete.networks, help="For this teacher.")
     ] = "resnet32x4",
     classes: Annotated[int, typer.Option("--classes", metavar="N", help="Number of classes.")] = 100,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size", metavar="N", min=1, help="Width of the images.  [default: 32; teacher tv:, timm: 224]"
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/methods.md.")] = False,
     json: o.Json = False,
 ) -> None:
@@ -36,7 +42,7 @@ def methods(
     if markdown:
         print_line(page().rstrip())
         return
-    found = catalogue((method(name) for name in names or METHODS), student, teacher, classes)
+    found = catalogue((method(name) for name in names or METHODS), student, teacher, classes, image_size)
     if json:
         print_json(found)
     else:

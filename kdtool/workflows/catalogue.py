@@ -18,17 +18,22 @@ from kdtool.engine.sources import as_tensors
 from kdtool.errors import UsageError
 from kdtool.methods import METHODS, reference
 from kdtool.methods.protocol import Method
-from kdtool.models import create, tap_shapes
+from kdtool.models import create, image_width, tap_shapes
 from kdtool.targets import Facts, Fit, Shape, Shapes, Stage, Target
 
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"  # the pair of the tables in the papers
-IMAGE = (3, 32, 32)
 FIT_VIEWS = 4
 
 
-def catalogue(methods: Iterable[Method], student: str, teacher: str, classes: int) -> list[dict[str, Any]]:
-    """A row for each method; one that refuses the pair of networks has `refuses` in place of what it needs."""
-    shapes = tap_shapes(create(student, classes), IMAGE), tap_shapes(create(teacher, classes), IMAGE)
+def catalogue(
+    methods: Iterable[Method], student: str, teacher: str, classes: int, width: int | None = None
+) -> list[dict[str, Any]]:
+    """A row for each method; one that refuses the pair of networks has `refuses` in place of what it needs.
+
+    width: of the images, None for those that the teacher is made for.
+    """
+    image = (3, *2 * (width or image_width(teacher),))
+    shapes = tap_shapes(create(student, classes), image), tap_shapes(create(teacher, classes), image)
     facts = Facts(50_000, classes, np.arange(50_000, dtype=np.int64) % classes, batch=64, epochs=240, seed=0)
     return [_row(method, *shapes, facts) for method in methods]
 
@@ -151,7 +156,7 @@ def page() -> str:
     return f"""# The methods
 
 Made by `kdtool methods --markdown` from the methods themselves, for the pair {TEACHER} to {STUDENT} on 32x32 images in
-100 classes; `kdtool methods --student NAME --teacher NAME` tells it of another pair. The logits and `before_fc` are
+100 classes; `kdtool methods --student NAME --teacher NAME --image-size N` tells it of another pair. The logits and `before_fc` are
 stored by every extract. Weights are those of a run of 240 epochs with batches of 64, to which KDA's is scaled (0.04 to
 0.08); the others are as given. [Mathematics](mathematics.md) tells how each loss is defined, and where it departs from
 the reference code.

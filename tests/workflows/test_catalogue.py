@@ -48,6 +48,12 @@ def test_bytes_are_values_times_item_size(name: str, rows) -> None:
     )
 
 
+@pytest.mark.parametrize(("width", "side"), [(None, 28), (64, 8)])
+def test_bytes_are_those_of_images_as_wide_as_the_teacher_is_made_for(width: int | None, side: int) -> None:
+    (row,) = catalogue([method("fitnet")], "tv:resnet18", "tv:resnet50", 10, width)
+    assert row["bytes_per_view"] == 2 * 512 * side * side
+
+
 def test_the_page_is_that_of_this_code() -> None:
     assert PAGE.read_text() == page(), "make it again: kdtool methods --markdown > docs/methods.md"
     assert all(f"| `{name}` |" in PAGE.read_text() for name in METHODS)

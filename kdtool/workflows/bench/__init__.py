@@ -21,9 +21,9 @@ from kdtool.workflows.bench.measured import Setting
 # name -> title; each is a module of this package with `figures(setting) -> Iterator[Figure]`
 PARTS = {
     "steps": "a distillation step beside the plain step of the student",
-    "live": "a step with the living teacher beside one from the cache",
+    "live": "a step with the living teacher, in float32, beside one from the cache",
     "layout": "a plain step in channels-last memory over one in contiguous memory",
-    "extract": "the teacher's forward pass alone beside extract",
+    "extract": "the teacher's forward pass alone, in float32, beside extract",
     "reading": "views of images, and reading the cache",
     "kernels": "the kernel transfer loss over all images",
     "start": "the time until a command is there",
