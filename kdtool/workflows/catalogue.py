@@ -156,9 +156,9 @@ def page() -> str:
     return f"""# The methods
 
 Made by `kdtool methods --markdown` from the methods themselves, for the pair {TEACHER} to {STUDENT} on 32x32 images in
-100 classes; `kdtool methods --student NAME --teacher NAME --image-size N` tells it of another pair. The logits and `before_fc` are
-stored by every extract. Weights are those of a run of 240 epochs with batches of 64, to which KDA's is scaled (0.04 to
-0.08); the others are as given. [Mathematics](mathematics.md) tells how each loss is defined, and where it departs from
-the reference code.
+100 classes; `kdtool methods --student NAME --teacher NAME --image-size N` tells it of another pair. The logits and
+`before_fc` are stored by every extract. Weights are those of a run of 240 epochs with batches of 64, to which KDA's is
+scaled (0.04 to 0.08); the others are as given. [Mathematics](mathematics.md) tells how each loss is defined, and where
+it departs from the reference code.
 
 {markdown(rows)}"""
