@@ -6,6 +6,7 @@ from the manifest and the teacher, and what the manifest says from nothing else.
 Left out: the meaning of the records (kdtool.cache.manifest).
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kdtool.errors import DamageError, IdentityError, UsageError
 
 MANIFEST, COPY, JOURNAL = "manifest.json", "manifest.copy.json", "journal.jsonl"
 PROVENANCE, LOCK, SCRATCH = "provenance.jsonl", "lock", "scratch"
+REPAIR = "repair"  # the folder of repair in scratch
 ATTRIBUTE = "kdtool_format"  # in the root group's zarr.json, so that a cache without its manifest is known for one
 
 
@@ -91,7 +93,9 @@ def check_copy(path: Path, manifest: Manifest) -> None:
         odd = _odd(root, read(path), manifest)
     except DamageError:
         return
-    if odd and _odd(root, read(path), load(root)):  # else a writer has recorded more since, and folds it now
+    with contextlib.suppress(DamageError):  # a damaged journal is told of where it is read
+        odd = odd and _odd(root, read(path), load(root))  # a writer may have recorded more since, and folds it now
+    if odd:
         raise DamageError(
             f"{path} {odd}: one of them was put there from elsewhere; remove {COPY}, or {MANIFEST} where the copy is "
             f"right, and then `kdtool cache repair {root}` makes the cache what the other says"

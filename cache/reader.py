@@ -71,7 +71,9 @@ class Cache:
     @property
     def unfinished(self) -> bool:
         """Whether an extract was stopped there, or is under way: in its blocks, or in what it learns before them."""
-        return any((self.path / name).exists() for name in (journal.JOURNAL, journal.SCRATCH))
+        scratch = self.path / journal.SCRATCH
+        learning = scratch.is_dir() and any(entry.name != journal.REPAIR for entry in scratch.iterdir())
+        return learning or (self.path / journal.JOURNAL).exists()
 
     @property
     def layout(self) -> Layout:

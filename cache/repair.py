@@ -105,7 +105,7 @@ class Repairer(CacheWriter):
     @property
     def scratch(self) -> Path:
         """A folder of its own: the state of the fits of an unfinished extract stays where it is."""
-        folder = super().scratch / "repair"
+        folder = super().scratch / journal.REPAIR
         folder.mkdir(exist_ok=True)
         return folder
 

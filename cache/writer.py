@@ -32,12 +32,16 @@ from kdtool.cache.opening import (
     tidy,
 )
 from kdtool.cache.reader import Cache
-from kdtool.errors import IdentityError
+from kdtool.errors import IdentityError, ResourceError
 
 
 @contextlib.contextmanager
 def create_or_open(
-    path: Path | str, identity: Mapping[str, Any], layout: Layout, room: Callable[[Cache], int] = lambda _: 0
+    path: Path | str,
+    identity: Mapping[str, Any],
+    layout: Layout,
+    room: Callable[[Cache], int] = lambda _: 0,
+    alone: bool = True,
 ) -> Iterator["CacheWriter"]:
     """Creates the cache at `path`, or opens it to go on; leaving the block without an error calls `finish`.
 
@@ -46,7 +50,7 @@ def create_or_open(
     UsageError where the folder holds other things, DamageError where the cache is damaged.
 
     A new cache that an error leaves without a block, a fit or the state of one is none: its batch and its device bind
-    nobody who tries again with others.
+    nobody who tries again with others. Where other processes write chunks beside this one (not alone), it stays.
     """
     root = Path(path)
     refuse_folder(root)
@@ -64,8 +68,9 @@ def create_or_open(
         try:
             yield writer
         except BaseException:
-            if not begun and holds_nothing(root, manifest):
-                abandon(root)
+            if alone and not begun and holds_nothing(root, manifest):
+                with contextlib.suppress(ResourceError):  # the error that led here is the one to tell of
+                    abandon(root)
             raise
         writer.finish()
 
@@ -74,18 +79,19 @@ def could_open(
     path: Path | str, identity: Mapping[str, Any], layout: Layout, room: Callable[[Cache], int] = lambda _: 0
 ) -> Cache:
     """The cache that `create_or_open` would open, an empty one where there is none; errors are the same, but for the
-    lock, and nothing is written.
+    lock, and nothing is written. A cache that is there and to which nothing is added need not be writable.
     """
     root = Path(path)
     refuse_folder(root)
-    with files.explained(root / journal.LOCK):
-        files.check_folder(root)
-    manifest = open_manifest(root, plain(dict(identity)), layout)
-    cache = Cache(root, manifest)
-    require_space(root, room(cache))
+    cache = Cache(root, open_manifest(root, plain(dict(identity)), layout))
+    missing = room(cache)
+    if missing or not journal.holds_cache(root):
+        with files.explained(root / journal.LOCK):
+            files.check_folder(root)
+    require_space(root, missing)
     if journal.holds_cache(root):
-        refuse_odd(root, manifest)
-        tree.stale_metadata(root, manifest)
+        refuse_odd(root, cache.manifest)
+        tree.stale_metadata(root, cache.manifest)
     return cache
 
 

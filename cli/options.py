@@ -60,10 +60,12 @@ Epochs = Annotated[
     int | None,
     typer.Option("--epochs", metavar="N", help="Epochs; the schedule keeps its shape.  [default: the recipe's]"),
 ]
-Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Samples in a step.  [default: the recipe's]")]
+Batch = Annotated[
+    int | None, typer.Option("--batch", "--batch-size", metavar="N", help="Samples in a step.  [default: the recipe's]")
+]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--learning-rate", metavar="RATE", help="Highest learning rate.  [default: the recipe's]"),
+    typer.Option("--learning-rate", "--lr", metavar="RATE", help="Highest learning rate.  [default: the recipe's]"),
 ]
 WeightDecay = Annotated[
     float | None,

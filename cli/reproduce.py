@@ -214,7 +214,7 @@ def plan(
             f"{one.group}: {one.left} of {one.tasks} to run\n"
             f"  on this device: teach {hours(one.teach_hours)}, extract {hours(one.extract_hours)}, distill "
             f"{hours(one.distill_hours)}\n"
-            f"  {saving(one.live_hours, one.extract_hours)}\n"
+            f"{saving(one.live_hours, one.extract_hours)}"
             f"  the cache takes {in_units(one.bytes)}, {in_units(one.held)} of it are there"
         )
 
@@ -285,7 +285,8 @@ def table(
         raise UsageError(f"there are no rows: {kept.folder} does not exist; name their folder with --results")
     found = tables.lines(recipe, kept, seeds)
     if markdown:
-        command = _table_command(name, folder, results, "--markdown", str(markdown))
+        first = ["--seeds", str(seeds)] if seeds else []
+        command = _table_command(name, folder, results, *first, "--markdown", str(markdown))
         files.write(markdown, tables.markdown(recipe, kept, found, command).encode())
     drawn = plots(recipe, kept, plot) if plot else []
     if json:
@@ -332,9 +333,14 @@ def total(plans: Sequence["Plan"]) -> "Plan":
 
 
 def saving(live: float, extract: float) -> str:
-    """What a cache is worth, in words; hours of a living teacher beside students, and of the extract in its place."""
-    said = f"a living teacher would take {hours(live)} in place of the extract"
-    return f"{said}: the cache saves {hours(live - extract)}" if live > extract else f"{said}: the cache saves no time"
+    """What a cache is worth, as a line; hours of a living teacher beside students, and of the extract in its place.
+
+    Empty where no student is left that a cache serves.
+    """
+    if not live:
+        return ""
+    found = hours(live - extract) if live > extract else "no time"
+    return f"  a living teacher would take {hours(live)} in place of the extract: the cache saves {found}\n"
 
 
 def hours(value: float) -> str:

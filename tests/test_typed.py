@@ -45,6 +45,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: kdtool.TeachConfig("digits", "resnet8", PLAN, mean=(1, 2)),
         "mean is of type",
     ),
+    "a precision": (lambda: kdtool.ExtractConfig(precision="auto"), "float32 or bfloat16, not 'auto'"),
     "a student": (lambda: kdtool.ExtractConfig((KD(),), students="resnet8"), "students is of type"),
     "half an epoch": (lambda: kdtool.Recipe(epochs=1.5), "Recipe: epochs is of type int, and 1.5"),
     "a folder for folders": (lambda: kdtool.Asked(Path("runs")), r"Asked: students is of type tuple\[Path, ...\]"),

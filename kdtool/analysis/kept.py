@@ -28,6 +28,12 @@ SAME = (
 )  # fields that tell two results of one analysis apart
 
 
+def exact_gaps(found: Sequence[Result]) -> dict[tuple[str, str], Result]:
+    """(layer, part) -> the result of `gram-gap` of the linear kernel that is exact, the one over the most images."""
+    exact = [gap for gap in found if gap.get("kernel", "linear") == "linear" and gap.get("nystrom_landmarks") is None]
+    return {(gap["layer"], gap["part"]): gap for gap in sorted(exact, key=lambda gap: int(gap.get("samples", 0)))}
+
+
 def results_path(run: Path, analysis: str) -> Path:
     """Where the results of an analysis lie."""
     return run / "analysis" / f"{analysis}.json"

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from kdtool import files
 from kdtool.analysis.analysed import Analysed, read_analysed
 from kdtool.analysis.checked import HUGE
+from kdtool.analysis.kept import exact_gaps
 from kdtool.engine.runs import LATER, PLACES, read_toml
 from kdtool.errors import DamageError, KdtoolError, UsageError
 
@@ -80,9 +81,7 @@ class Run:
     @property
     def gaps(self) -> dict[tuple[str, str], float]:
         """(layer, part) -> kernel transfer loss of the linear kernel, the one over the most images."""
-        found = sorted(self.analysed.results.get("gram-gap", ()), key=lambda gap: int(gap["samples"]))
-        exact = [gap for gap in found if gap["kernel"] == "linear" and gap["nystrom_landmarks"] is None]
-        return {(gap["layer"], gap["part"]): gap["loss"] for gap in exact}
+        return {place: gap["loss"] for place, gap in exact_gaps(self.analysed.results.get("gram-gap", ())).items()}
 
     @property
     def answers(self) -> int | None:

@@ -46,7 +46,6 @@ class Listing:
     validation: Rows = field(default_factory=lambda: np.empty(0, np.int64))
     mean: Channels = IMAGENET[0]
     std: Channels = IMAGENET[1]
-    flip: bool = True
     width: int | None = None
     accepted: frozenset[int] = frozenset()
 
@@ -87,7 +86,7 @@ def examined(listing: Listing, progress: Progress, fresh: bool = False) -> Datas
         class_names=listing.class_names,
         mean=listing.mean,
         std=listing.std,
-        flip=listing.flip,
+        flip=True,
         digest=content_digest(train, test),
         validation=listing.validation,
     )

@@ -78,20 +78,28 @@ def placed(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """The context in which targets and features are computed: no TF32 in convolutions or products, whatever a program
-    or the environment has asked torch for, and algorithms that give the same bits.
+    """The context in which targets and features are computed: no TF32 or bfloat16 in convolutions or products of
+    float32, whatever a program or the environment has asked torch for, and algorithms that give the same bits.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv, cudnn.conv)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
+    modes = {"enabled": True, "benchmark": False, "deterministic": True}
+    held = {name: getattr(cudnn, name) for name in modes}
     try:
         asked = torch.get_float32_matmul_precision()
     except RuntimeError:  # it was asked for by backend, and torch gives no common answer
         asked = "highest"
     torch.set_float32_matmul_precision("highest")
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    for name, mode in modes.items():
+        setattr(cudnn, name, mode)
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
+        yield
     finally:
+        for name, mode in held.items():
+            setattr(cudnn, name, mode)
         torch.set_float32_matmul_precision(asked)
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision

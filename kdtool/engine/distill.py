@@ -305,7 +305,7 @@ def _finish(folder: RunFolder, job: Job, running: Running, config: DistillConfig
         "cache": {
             "identity": cache.identity_digest,
             "targets": targets_digest(cache, needs, job.views),
-            "options": cache_words(cache, needs.targets),
+            "options": cache_words(cache, needs.targets, needs.fits),
             "bytes": job.views * row_bytes(cache, needs) * samples,
             "tap_bytes": job.views * tap_bytes(cache, needs) * samples,
         },

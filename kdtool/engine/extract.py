@@ -47,7 +47,8 @@ def extract(
         if group.rank > 0:
             _help(cache, job, group, progress, stop)
             return
-        with create_or_open(cache, dict(job.identity), job.layout, lambda held: bytes_to_write(job, held)) as writer:
+        asked, alone = (dict(job.identity), job.layout), group.size == 1
+        with create_or_open(cache, *asked, lambda held: bytes_to_write(job, held), alone) as writer:
             _check_mixed(job, writer)
             refuse_reads(job, writer.cache)
             fill(writer, job, progress, stop, save_seconds, group)

@@ -89,15 +89,6 @@ class Workspace:
         """The folder of runs."""
         return self.folder / "runs"
 
-    def need(self, key: str, option: str) -> Any:
-        """A setting that a command cannot do without."""
-        if key not in self.settings:
-            raise UsageError(
-                f"{self.folder / 'kdtool.toml'} does not say {key}; run `kdtool teach` in this folder first, "
-                f"or give {option}"
-            )
-        return self.settings[key]
-
     def write(self, settings: dict[str, Any]) -> None:
         """Writes kdtool.toml, and takes its settings over."""
         header = "# Defaults of the kdtool commands in this folder, written by `kdtool teach`.\n"

@@ -12,8 +12,8 @@ from kdtool.data.preparation import rule_from
 from kdtool.engine.extraction import stored_dtype
 from kdtool.engine.folder import DEFAULT_BATCH, default_fit_views
 from kdtool.errors import DamageError
-from kdtool.methods import reference
-from kdtool.targets import describe
+from kdtool.methods import DEFAULT_TARGETS, reference
+from kdtool.targets import by_key, describe
 
 if TYPE_CHECKING:
     from kdtool.cache import Cache
@@ -113,8 +113,10 @@ def identity_words(identity: Mapping[str, Any]) -> list[str]:
     return [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def cache_words(cache: Cache, targets: Sequence[Target]) -> list[str]:
-    """The options without which extract would make a cache of another identity, or store targets in other dtypes."""
+def cache_words(cache: Cache, targets: Sequence[Target], fits: Sequence[Fit] = ()) -> list[str]:
+    """The options without which extract would make a cache of another identity, or store in other dtypes what every
+    extract stores, these targets, and what the fits have read.
+    """
     layout, placements = cache.layout, rule_from(cache.identity["augmentation"]).placements
     block = replace(layout, block=None).to_json()["block"]
     chosen = {
@@ -123,8 +125,12 @@ def cache_words(cache: Cache, targets: Sequence[Target]) -> list[str]:
         "fit-views": (layout.fit_views, default_fit_views(placements)),
     }
     grid = [word for name, (value, usual) in chosen.items() if value != usual for word in (f"--{name}", str(value))]
-    dtypes = {target.key: stored_dtype(target, cache.contents) for target in targets}
-    named = [f"{target.key}={dtypes[target.key]}" for target in targets if dtypes[target.key] not in ("", target.dtype)]
+    learned = [*fits, *(target.fit for target in targets if target.fit)]
+    read = {fit.key: cache.fits[fit.key].record.get("reads", {}) for fit in learned if fit.key in cache.fits}
+    needed = by_key([*DEFAULT_TARGETS, *targets, *(target for fit in learned for target in fit.reads)])
+    dtypes = {key: dtype for found in read.values() for key, dtype in found.items()}
+    dtypes |= {key: dtype for key, target in needed.items() if (dtype := stored_dtype(target, cache.contents))}
+    named = [f"{key}={dtypes[key]}" for key, target in needed.items() if dtypes.get(key, target.dtype) != target.dtype]
     return [*identity_words(cache.identity), *grid, *(word for one in named for word in ("--dtype", one))]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdtool.cache import Layout, open_cache
+from kdtool.cache import FORMAT, Layout, open_cache
 from kdtool.cache.journal import holds_cache
 from kdtool.data import Dataset, splits
 from kdtool.data.images import Rule
@@ -26,8 +26,6 @@ from kdtool.models import create, tap_shapes
 from kdtool.progress import Progress, Silent
 from kdtool.targets import Facts, Fit, Shape, Target, by_key
 from kdtool.typed import check_types
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,11 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.precision not in ("float32", "bfloat16"):
+            raise UsageError(
+                f"--precision of extract is float32 or bfloat16, not {self.precision!r}: it is part of the cache's "
+                "identity"
+            )
 
 
 def prepare(

@@ -46,8 +46,10 @@ class TrainedNetwork(nn.Module):
     def read(self, *paths: Path | str) -> Tensor:
         """Files of pictures of any size as pixels (B, 3, H, W), brought to size as the test part was.
 
-        UsageError for a file that is not there, DamageError for one that is no picture.
+        UsageError for no file or one that is not there, DamageError for one that is no picture.
         """
+        if not paths:
+            raise UsageError("no pictures are named")
         return torch.stack([torch.from_numpy(self._pixels(Path(path))) for path in paths])
 
     def _pixels(self, path: Path) -> Pixels:

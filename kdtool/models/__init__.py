@@ -101,10 +101,10 @@ def image_width(name: str) -> int:
 
 def large_for(name: str, image_shape: tuple[int, int, int]) -> str:
     """What is to be said of images (channels, height, width) that a network of kdtool's is not made for; else empty."""
-    _, high, wide = image_shape
-    if ":" in name or max(high, wide) < 2 * image_width(name):
+    width, (_, high, wide) = image_width(name), image_shape
+    if ":" in name or max(high, wide) < 2 * width:
         return ""
     return (
-        f"{name} is made for images of 32x32; at {high}x{wide} it takes many times the arithmetic of networks for that "
-        "size, as tv:resnet18"
+        f"{name} is made for images of {width}x{width}; at {high}x{wide} it takes many times the arithmetic of "
+        "networks for that size, as tv:resnet18"
     )

@@ -11,8 +11,6 @@ from kdtool.models.foreign import before_head, check_known, out_of_place, with_t
 from kdtool.models.taps import tap_shapes
 from kdtool.models.torchvision_networks import library as torchvision
 
-PREFIX = "timm:"
-
 
 def library() -> ModuleType:
     """timm; UsageError where it is not installed, ResourceError where it cannot be imported."""

@@ -12,7 +12,7 @@ from kdtool import files
 from kdtool.analysis import plots
 from kdtool.analysis.analysed import Probe
 from kdtool.analysis.gram import alignment
-from kdtool.analysis.kept import Result, options_of
+from kdtool.analysis.kept import Result, exact_gaps, options_of
 from kdtool.analysis.results import Group, Run
 from kdtool.workflows import page
 from kdtool.workflows.report_content import Column, Content, Layer, layer_name, left_of, legend, mean, measured
@@ -117,11 +117,12 @@ def others(shown: Content) -> list[str]:
 def measures_of(run: Run) -> dict[Layer, Measures]:
     """Everything in the tables, by layer and part, under the names of its columns."""
     found: dict[Layer, Measures] = {}
-    for gap in run.analysed.results.get("gram-gap", ()):
+    gaps = run.analysed.results.get("gram-gap", ())
+    for gap in sorted(gaps, key=lambda gap: int(gap["samples"])):
         if gap["kernel"] != "linear" or gap["nystrom_landmarks"] is not None:
             found.setdefault(place(gap), {})[f"{kernel(gap)} loss"] = gap["loss"]
-        else:
-            found.setdefault(place(gap), {})["alignment"] = alignment(gap)
+    for gap in exact_gaps(gaps).values():
+        found.setdefault(place(gap), {})["alignment"] = alignment(gap)
     for said in run.analysed.results.get("similarity", ()):
         found.setdefault(place(said), {}).update(similarity(said))
     return found

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtool import files
-from kdtool.cache import ArraySpec, Contents, Layout, create_or_open, difference, journal, open_cache
+from kdtool.cache import ArraySpec, Contents, Layout, could_open, create_or_open, difference, journal, open_cache
 from kdtool.cache.identity import identity_digest
 from kdtool.errors import IdentityError, ResourceError, UsageError
 
@@ -252,3 +252,36 @@ def test_a_journal_that_is_folded_while_a_reader_opens_takes_nothing_away(first,
 
         monkeypatch.setattr(journal, first, then_fold)
         assert open_cache(root).views("logits") == 1
+
+
+def test_a_cache_to_which_nothing_is_added_need_not_be_writable(tmp_path, tiny, monkeypatch):
+    root = tmp_path / "cache"
+    with create_or_open(root, tiny.identity, tiny.layout) as writer:
+        writer.declare("logits", tiny.keys["logits"])
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "check_folder", refused)
+    assert could_open(root, tiny.identity, tiny.layout).contents.keys() == {"logits"}
+    for path, missing in ((root, 1), (tmp_path / "new", 0)):
+        with pytest.raises(ResourceError, match="cannot write"):
+            could_open(path, tiny.identity, tiny.layout, lambda _, missing=missing: missing)
+
+
+def test_what_a_repair_left_behind_is_no_unfinished_extract(tmp_path, tiny):
+    root = tmp_path / "cache"
+    with create_or_open(root, tiny.identity, tiny.layout) as writer:
+        writer.declare("logits", tiny.keys["logits"])
+    (root / journal.SCRATCH / journal.REPAIR).mkdir(parents=True)
+    assert not open_cache(root).unfinished
+    (root / journal.SCRATCH / "state.json").write_text("{}")
+    assert open_cache(root).unfinished
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_new_cache_that_others_write_into_is_not_taken_away(alone, tmp_path, tiny):
+    root = tmp_path / "cache"
+    with pytest.raises(ZeroDivisionError), create_or_open(root, tiny.identity, tiny.layout, alone=alone):
+        _ = 1 / 0
+    assert (root / journal.MANIFEST).exists() is not alone

@@ -7,6 +7,13 @@ import torch
 
 from kdtool.engine.device import exact
 
+BACKENDS = (
+    torch.backends.cuda.matmul,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.cudnn.conv,
+)
+
 
 def by_the_common_name(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
@@ -16,27 +23,39 @@ def by_backend(precision: str) -> None:
     torch.backends.cuda.matmul.fp32_precision = precision
 
 
+def by_convolution(precision: str) -> None:
+    torch.backends.mkldnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision = precision
+
+
 @pytest.mark.parametrize(
     ("ask", "precision"),
-    [(by_the_common_name, "highest"), (by_the_common_name, "high"), (by_backend, "tf32"), (by_backend, "none")],
+    [
+        (by_the_common_name, "highest"),
+        (by_the_common_name, "high"),
+        (by_backend, "tf32"),
+        (by_backend, "none"),
+        (by_convolution, "tf32"),
+        (by_convolution, "ieee"),
+    ],
 )
 def test_nothing_is_rounded_to_tf32_and_what_was_asked_for_is_put_back(
     ask: Callable[[str], None], precision: str
 ) -> None:
-    held = [backend.fp32_precision for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+    held = [backend.fp32_precision for backend in BACKENDS]
     try:
         ask(precision)
         before = state()
         with exact():
             assert torch.get_float32_matmul_precision() == "highest"
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-            assert not torch.backends.cudnn.allow_tf32
+            assert [backend.fp32_precision for backend in BACKENDS] == ["ieee"] * len(BACKENDS)
+            assert torch.backends.cudnn.deterministic
         with pytest.raises(ZeroDivisionError), exact():
             _ = 1 / 0
         assert state() == before
     finally:
         torch.set_float32_matmul_precision("highest")
-        torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = held
+        for backend, precision_before in zip(BACKENDS, held, strict=True):
+            backend.fp32_precision = precision_before
 
 
 def state() -> list[str]:
@@ -45,4 +64,6 @@ def state() -> list[str]:
         common = torch.get_float32_matmul_precision()
     except RuntimeError:
         common = "none in common"
-    return [common, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+    cudnn = torch.backends.cudnn
+    modes = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    return [common, *(backend.fp32_precision for backend in BACKENDS), *map(str, modes)]

@@ -13,7 +13,7 @@ from kdtool.engine.folder import Workspace
 from kdtool.engine.lacking import cache_words
 from kdtool.engine.prepare import prepare
 from kdtool.engine.teach import TeachConfig, teach
-from kdtool.methods import DEFAULT_TARGETS, method
+from kdtool.methods import method
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_words_of_a_cache_make_it_again(
     first = Path(shutil.copytree(taught, tmp_path / "first"))
     run_extract(first, methods=(method("kd"),), students=("resnet8",), views=1, **changes)
     held = open_cache(first / "cache.zarr")
-    found = cache_words(held, DEFAULT_TARGETS)
+    found = cache_words(held, ())
     assert " ".join(found) == words
     table = {word[2:].replace("-", "_"): value for word, value in zip(found[::2], found[1::2], strict=True)}
     values = {name: [value] if name == "dtype" else int(value) for name, value in table.items()}

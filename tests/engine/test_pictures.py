@@ -177,6 +177,8 @@ def test_a_network_reads_pictures_as_the_test_part_was_seen(
     (tmp_path / "words.png").write_text("no picture")
     with pytest.raises(DamageError, match=r"words\.png cannot be read as a picture"):
         network.read(tmp_path / "words.png")
+    with pytest.raises(UsageError, match="no pictures are named"):
+        network.read()
     with pytest.raises(UsageError, match="there is no picture"):
         network.read(names[0], tmp_path / "none.png")
 

@@ -792,7 +792,7 @@ def test_the_commands(whole: tuple[Path, Recipe], tmp_path: Path, typed: Typed) 
     assert code == 0
     assert "tiny: 0 of 4 to run" in out
     assert "in all: 0 of 8 to run" in out
-    assert out.count("  a living teacher would take 0 s in place of the extract: the cache saves no time\n") == 3
+    assert "a living teacher" not in out  # nothing is left
     code, out, _ = typed(f"reproduce plan {mine} --folder {tmp_path / 'anew'} --quiet")
     assert (code, "the cache saves" in out, "saves no time" in out) == (0, True, False)
     code, out, _ = typed(f"reproduce show {mine}")

@@ -46,6 +46,11 @@ class Group:
     extract: Table = field(default_factory=dict)
 
     @property
+    def stored(self) -> dict[str, Any]:
+        """What its extract stores: `extract` but for who may add to it."""
+        return {name: value for name, value in self.extract.items() if name != "allow_mixed"}
+
+    @property
     def before(self) -> str:
         """The group that its teacher comes from, "" where it is trained on labels."""
         return self.teacher or str((self.early or self.after or {}).get("group", ""))
@@ -104,8 +109,8 @@ class Recipe:
         found = {}
         for group in self.chain(name):
             origins = {key: value for key in ("teach", "teacher", "early", "after") if (value := getattr(group, key))}
-            read = self.groups[group.before].extract if group.after else {}
-            found[group.name] = {**origins, **({"extract": dict(read)} if read else {})}
+            read = self.groups[group.before].stored if group.after else {}
+            found[group.name] = {**origins, **({"extract": read} if read else {})}
         return found
 
     def chain(self, name: str) -> Iterator[Group]:

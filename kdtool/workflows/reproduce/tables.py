@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdtool import files
-from kdtool.analysis.kept import Result
+from kdtool.analysis.kept import Result, exact_gaps
 from kdtool.workflows.reproduce.recipe import Cell, Recipe
 from kdtool.workflows.reproduce.rows import DIGITS, Results, Row
 from kdtool.workflows.reproduce.tasks import Searched, by_teacher, counted, searched, wanted
@@ -168,9 +168,9 @@ def _means(rows: Sequence[Row], measure: Callable[[Result], float]) -> dict[str,
     """layer -> mean of a measure of the linear kernels, over the rows that were analysed."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        for gap in row["analyses"].get("gram-gap", ()):
-            if gap.get("part") == "train" and gap.get("kernel", "linear") == "linear":
-                found.setdefault(gap["layer"], []).append(measure(gap))
+        for (layer, part), gap in exact_gaps(row["analyses"].get("gram-gap", ())).items():
+            if part == "train":
+                found.setdefault(layer, []).append(measure(gap))
     return {layer: statistics.fmean(values) for layer, values in found.items()}
 
 

@@ -102,8 +102,7 @@ def tasks(recipe: Recipe, cell: Cell, seeds: int, rows: Sequence[Row]) -> list[T
 
 def basis_of(recipe: Recipe, group: str) -> str:
     """The digest of what a group's teacher and cache are made of."""
-    extract = {name: value for name, value in recipe.groups[group].extract.items() if name != "allow_mixed"}
-    return files.digest({"teacher": recipe.basis(group), "extract": extract})
+    return files.digest({"teacher": recipe.basis(group), "extract": recipe.groups[group].stored})
 
 
 def last(recipe: Recipe, cell: Cell) -> list[Task]:

@@ -427,16 +427,19 @@ class Work:
 
 def check_together(asked: Sequence[tuple[Recipe, Sequence[Cell], int]]) -> None:
     """Refuses what a recipe says wrongly, and two recipes that make teacher or cache of one folder differently."""
-    known: dict[str, tuple[str, str]] = {}
+    known: dict[tuple[str, str], tuple[str, str]] = {}
     for recipe, cells, _ in asked:
         check(recipe)
         for name in dict.fromkeys(cell.group for cell in cells if cell.group and not cell.skip):
-            basis, other = known.setdefault(name, (basis_of(recipe, name), recipe.name))
-            if basis != basis_of(recipe, name):
-                raise UsageError(
-                    f"group {name} is another one in recipe {recipe.name} than in {other}: its teacher or cache would "
-                    "be made otherwise; call one of them differently, or run the recipes in folders of their own"
-                )
+            meant = {(link.name, "teacher"): files.digest(recipe.basis(link.name)) for link in recipe.chain(name)}
+            for (title, kind), basis in {**meant, (name, "cache"): basis_of(recipe, name)}.items():
+                before, other = known.setdefault((title, kind), (basis, recipe.name))
+                if before != basis:
+                    raise UsageError(
+                        f"group {title} is another one in recipe {recipe.name} than in {other}: its teacher or cache "
+                        "would be made otherwise; call one of them differently, or run the recipes in folders of their "
+                        "own"
+                    )
 
 
 def complete(recipe: Recipe, cells: Sequence[Cell], seeds: int, rows: Sequence[Row]) -> bool:
