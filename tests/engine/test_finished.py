@@ -104,7 +104,8 @@ def test_a_configuration_runs_its_run_again(work: Copy) -> None:
 
     extract(few.cache, prepare(few, asked))
     first = distill(few, KD)
-    words = "--validation 16 --few-shot 4 --seed 3 --batch 16 --block 32 --dtype logits=float32 --dtype before_fc=float32"
+    words = "--validation 16 --few-shot 4 --seed 3 --batch 16 --block 32"
+    words += " --dtype logits=float32 --dtype before_fc=float32"
     assert (first["samples"], first["cache"]["options"]) == (16, words.split())
     values = read_toml(few.runs / "kd/config.toml")
     assert (values["run"], values["cache"]) == ("kd", str(few.cache))
