@@ -39,3 +39,18 @@ def test_every_row_is_shown_on_some_page() -> None:
     rows = [row for group in groups for row in Results(FOLDER / "rows").rows(group)]
     assert rows
     assert [(row["group"], row["config"], row["seed"]) for row in rows if row["key"] not in shown] == []
+
+
+def test_students_beside_the_living_teacher_are_those_of_the_cache() -> None:
+    """To the bit, where both were trained: on digits and on CIFAR-100."""
+    pairs = {}
+    for recipe in (load("digits-views"), load("cifar100-live")):
+        for group in {cell.group for cell in recipe.cells}:
+            rows = [row for row in Results(FOLDER / "rows").rows(group) if row["config"]]
+            for live in (row for row in rows if row["live"]):
+                asked = {**live["config"], "views": None}, live["views"], live["seed"]
+                for row in rows:
+                    if not row["live"] and ({**row["config"], "views": None}, row["views"], row["seed"]) == asked:
+                        pairs[row["key"]] = (row["weights_sha256"], live["weights_sha256"])
+    assert len(pairs) == 22
+    assert [pair for pair in pairs.values() if pair[0] != pair[1]] == []
