@@ -84,12 +84,12 @@ def could_open(
     root = Path(path)
     refuse_folder(root)
     cache = Cache(root, open_manifest(root, plain(dict(identity)), layout))
-    missing = room(cache)
-    if missing or not journal.holds_cache(root):
+    missing, there = room(cache), journal.holds_cache(root)
+    if missing or not there:
         with files.explained(root / journal.LOCK):
             files.check_folder(root)
     require_space(root, missing)
-    if journal.holds_cache(root):
+    if there:
         refuse_odd(root, cache.manifest)
         tree.stale_metadata(root, cache.manifest)
     return cache

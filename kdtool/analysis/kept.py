@@ -30,8 +30,13 @@ SAME = (
 
 def exact_gaps(found: Sequence[Result]) -> dict[tuple[str, str], Result]:
     """(layer, part) -> the result of `gram-gap` of the linear kernel that is exact, the one over the most images."""
-    exact = [gap for gap in found if gap.get("kernel", "linear") == "linear" and gap.get("nystrom_landmarks") is None]
+    exact = [gap for gap in found if is_exact(gap)]
     return {(gap["layer"], gap["part"]): gap for gap in sorted(exact, key=lambda gap: int(gap.get("samples", 0)))}
+
+
+def is_exact(gap: Result) -> bool:
+    """Whether a result of `gram-gap` is of the linear kernel, by its moments."""
+    return gap.get("kernel", "linear") == "linear" and gap.get("nystrom_landmarks") is None
 
 
 def results_path(run: Path, analysis: str) -> Path:

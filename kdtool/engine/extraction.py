@@ -5,7 +5,7 @@ Left out: the order of the work (kdtool.engine.extract) and the blocks of it (kd
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdtool.cache import ArraySpec, Contents, Layout
+from kdtool.cache import ArraySpec, Cache, Contents, Layout
 from kdtool.data.images import Images
 from kdtool.engine.sources import Teller
 from kdtool.errors import IdentityError, UsageError
@@ -65,7 +65,7 @@ class Extraction:
     def dtype(self, target: Target, contents: Mapping[str, Contents]) -> str:
         """The dtype of a key's floating arrays: the cache's where it holds the key, else as asked, else the default."""
         chosen = self.dtypes.get(target.key, self.dtypes.get("", ""))
-        held = stored_dtype(target, contents)
+        held = stored_dtype(target.key, contents)
         if held and chosen and held != chosen:
             raise IdentityError(
                 f"the cache holds {target.key} as {held} and --dtype asks for {chosen}; a key has one dtype: leave "
@@ -74,10 +74,17 @@ class Extraction:
         return held or chosen or target.dtype
 
 
-def stored_dtype(target: Target, contents: Mapping[str, Contents]) -> str:
+def stored_dtype(key: str, contents: Mapping[str, Contents]) -> str:
     """The dtype of a key's floating arrays in a cache; empty where it holds none of them."""
-    known = contents.get(target.key)
+    known = contents.get(key)
     return next((spec.dtype for spec in known.arrays.values() if spec.dtype in FLOATS), "") if known else ""
+
+
+def held_dtypes(cache: Cache, fits: Iterable[str]) -> dict[str, str]:
+    """key -> dtype of its floating arrays: as the cache holds it, else as one of these of its fits has read it."""
+    records = [cache.fits[name].record for name in fits if name in cache.fits]
+    read = {key: dtype for record in records for key, dtype in record.get("reads", {}).items()}
+    return {**read, **{key: dtype for key in cache.contents if (dtype := stored_dtype(key, cache.contents))}}
 
 
 def stored_specs(

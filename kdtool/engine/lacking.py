@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdtool.cache.identity import refuse
 from kdtool.data.preparation import rule_from
-from kdtool.engine.extraction import stored_dtype
+from kdtool.engine.extraction import held_dtypes
 from kdtool.engine.folder import DEFAULT_BATCH, default_fit_views
 from kdtool.errors import DamageError
 from kdtool.methods import DEFAULT_TARGETS, reference
@@ -115,7 +115,7 @@ def identity_words(identity: Mapping[str, Any]) -> list[str]:
 
 def cache_words(cache: Cache, targets: Sequence[Target], fits: Sequence[Fit] = ()) -> list[str]:
     """The options without which extract would make a cache of another identity, or store in other dtypes what every
-    extract stores, these targets, and what the fits have read.
+    extract stores, these targets, and what the fits have read, those of the targets among them.
     """
     layout, placements = cache.layout, rule_from(cache.identity["augmentation"]).placements
     block = replace(layout, block=None).to_json()["block"]
@@ -125,11 +125,8 @@ def cache_words(cache: Cache, targets: Sequence[Target], fits: Sequence[Fit] = (
         "fit-views": (layout.fit_views, default_fit_views(placements)),
     }
     grid = [word for name, (value, usual) in chosen.items() if value != usual for word in (f"--{name}", str(value))]
-    learned = [*fits, *(target.fit for target in targets if target.fit)]
-    read = {fit.key: cache.fits[fit.key].record.get("reads", {}) for fit in learned if fit.key in cache.fits}
-    needed = by_key([*DEFAULT_TARGETS, *targets, *(target for fit in learned for target in fit.reads)])
-    dtypes = {key: dtype for found in read.values() for key, dtype in found.items()}
-    dtypes |= {key: dtype for key, target in needed.items() if (dtype := stored_dtype(target, cache.contents))}
+    needed = by_key([*DEFAULT_TARGETS, *targets, *(target for fit in fits for target in fit.reads)])
+    dtypes = held_dtypes(cache, (fit.key for fit in fits))
     named = [f"{key}={dtypes[key]}" for key, target in needed.items() if dtypes.get(key, target.dtype) != target.dtype]
     return [*identity_words(cache.identity), *grid, *(word for one in named for word in ("--dtype", one))]
 

@@ -26,5 +26,5 @@ def living(workspace: Workspace, cache: Cache, images: Images, targets: Sequence
     fits = {target.fit.key for target in targets if target.fit is not None}
     fitted = {key: as_tensors(cache.fitted(key), images.device) for key in fits}
     model = read_teacher(workspace.teacher, record, images.device, precision)
-    dtypes = {target.key: stored_dtype(target, cache.contents) or target.dtype for target in targets}
+    dtypes = {target.key: stored_dtype(target.key, cache.contents) or target.dtype for target in targets}
     return LiveTeacher(Teller(model, tuple(targets), fitted, cache.layout.batch, precision), images, dtypes)

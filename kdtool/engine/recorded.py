@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdtool.cache.identity import refuse
-from kdtool.engine.extraction import FLOATS, Extraction
+from kdtool.engine.extraction import Extraction, held_dtypes
 from kdtool.engine.lacking import identity_options
 from kdtool.engine.prepare import ExtractConfig, prepare
 from kdtool.methods import recorded_kinds
@@ -49,10 +49,6 @@ def recorded_job(
     refuse(f"{cache.path} is a cache of something else", cache.identity, dict(job.identity), hint)
     fits, unknown_fits = recorded_fits(cache, again.own)
     targets, unknown = recorded_targets(cache, fits, again.own)
-    floats = {
-        key: spec.dtype for key, held in cache.contents.items() for spec in held.arrays.values() if spec.dtype in FLOATS
-    }
-    read = {key: dtype for fit in cache.fits.values() for key, dtype in fit.record.get("reads", {}).items()}
     filled = replace(
         job,
         targets=tuple(targets.values()),
@@ -60,7 +56,7 @@ def recorded_job(
         views=max((cache.views(key) for key in cache.contents), default=0),
         clean=tuple(targets),
         validated=tuple(targets),
-        dtypes={**read, **floats},
+        dtypes=held_dtypes(cache, cache.fits),
     )
     return filled, (*unknown_fits, *unknown)
 

@@ -32,7 +32,8 @@ def catalogue(
 
     width: of the images, None for those that the teacher is made for.
     """
-    image = (3, *2 * (width or image_width(teacher),))
+    side = width or image_width(teacher)
+    image = (3, side, side)
     shapes = tap_shapes(create(student, classes), image), tap_shapes(create(teacher, classes), image)
     facts = Facts(50_000, classes, np.arange(50_000, dtype=np.int64) % classes, batch=64, epochs=240, seed=0)
     return [_row(method, *shapes, facts) for method in methods]

@@ -12,7 +12,7 @@ from kdtool import files
 from kdtool.analysis import plots
 from kdtool.analysis.analysed import Probe
 from kdtool.analysis.gram import alignment
-from kdtool.analysis.kept import Result, exact_gaps, options_of
+from kdtool.analysis.kept import Result, exact_gaps, is_exact, options_of
 from kdtool.analysis.results import Group, Run
 from kdtool.workflows import page
 from kdtool.workflows.report_content import Column, Content, Layer, layer_name, left_of, legend, mean, measured
@@ -119,7 +119,7 @@ def measures_of(run: Run) -> dict[Layer, Measures]:
     found: dict[Layer, Measures] = {}
     gaps = run.analysed.results.get("gram-gap", ())
     for gap in sorted(gaps, key=lambda gap: int(gap["samples"])):
-        if gap["kernel"] != "linear" or gap["nystrom_landmarks"] is not None:
+        if not is_exact(gap):
             found.setdefault(place(gap), {})[f"{kernel(gap)} loss"] = gap["loss"]
     for gap in exact_gaps(gaps).values():
         found.setdefault(place(gap), {})["alignment"] = alignment(gap)
